@@ -1,0 +1,27 @@
+"""The command `headrace`: one function a file beside this one."""
+
+from __future__ import annotations
+
+import typer
+
+from serving.cli.gateway import gateway
+from serving.cli.keys import keys
+
+app = typer.Typer(
+    name="headrace",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="One OpenAI-compatible endpoint over vLLM replicas, with adaptation built in.",
+)
+app.command()(gateway)
+app.add_typer(keys, name="keys")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Errors that a client of the gateway can see, each with its HTTP status and OpenAI `type` and `code`.
+
+```
+ServingError
+├── BadRequest 400
+│   ├── MalformedHttp 400        ├── ContextTooLong 400
+│   └── (404, 405, 408, 413, 414, 431 are their own leaves, for their status)
+├── Unauthenticated 401
+├── UnknownModel 404   UnknownPath 404   NotOffered 404   MethodNotAllowed 405
+├── RequestTimeout 408   BodyTooLarge 413   UriTooLong 414   HeadTooLarge 431
+├── EngineRefused 4xx   what the engine said of the request, in our shape
+├── NoReplica 503   Overloaded 503
+├── UpstreamBroken 502
+└── DeadlineExceeded 504
+```
+
+This file never formats HTTP: `serving/gateway/answers.py` writes these as bytes. A configuration
+error is a `ConfigError`, which is not a `ServingError`: no client ever causes one.
+"""
+
+from __future__ import annotations
+
+
+class ConfigError(Exception):
+    """A setting that cannot work; the message is one line that says what to do."""
+
+
+class ServingError(Exception):
+    """Root of everything the gateway answers with instead of an engine's response.
+
+    Attributes:
+        message: One sentence for the client, free of paths and of engine jargon.
+        status: HTTP status.
+        type: OpenAI's `error.type`.
+        code: OpenAI's `error.code`, or None.
+        param: The request field at fault, or None.
+        retryable: Whether the same request may succeed later or elsewhere.
+        retry_after_s: Value of `Retry-After`, or None.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retryable = False
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class BadRequest(ServingError):
+    """The request cannot be read or misses a field."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class MalformedHttp(BadRequest):
+    """The bytes are not an HTTP/1.1 request that we accept."""
+
+    code = "malformed_http"
+
+
+class ContextTooLong(BadRequest):
+    """Prompt, or prompt with `max_tokens`, exceeds the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthenticated(ServingError):
+    """No API key, or one that is not known."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class UnknownModel(ServingError):
+    """No replica serves a model or alias of this name."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class UnknownPath(ServingError):
+    """No such route on this gateway."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_url"
+
+
+class NotOffered(ServingError):
+    """The route exists, but the engine that runs this model does not offer it."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "endpoint_not_offered"
+
+
+class MethodNotAllowed(ServingError):
+    """The route exists with another method; `allow` lists the ones that it takes."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_supported"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class RequestTimeout(ServingError):
+    """The client did not send its request in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class BodyTooLarge(ServingError):
+    """The request body exceeds the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class UriTooLong(ServingError):
+    """The request target exceeds the configured limit."""
+
+    status = 414
+    type = "invalid_request_error"
+    code = "uri_too_long"
+
+
+class HeadTooLarge(ServingError):
+    """Request line and headers exceed the configured limit."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+class EngineRefused(ServingError):
+    """The engine refused the request; the status is the engine's, the shape ours."""
+
+    type = "invalid_request_error"
+
+    def __init__(
+        self, message: str, *, status: int, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.code = code
+
+
+class NoReplica(ServingError):
+    """The model is known, but no replica of it can take a request now."""
+
+    status = 503
+    code = "no_replica_available"
+    retryable = True
+    retry_after_s = 2
+
+
+class Overloaded(ServingError):
+    """A bound on concurrent work is reached, here or in the engine."""
+
+    status = 503
+    code = "overloaded"
+    retryable = True
+    retry_after_s = 1
+
+
+class UpstreamBroken(ServingError):
+    """The replica failed, hung up, or answered with something that is not HTTP."""
+
+    status = 502
+    code = "upstream_error"
+    retryable = True
+
+
+class DeadlineExceeded(ServingError):
+    """The replica did not answer, or not completely, within the deadline."""
+
+    status = 504
+    code = "deadline_exceeded"
+    retryable = True

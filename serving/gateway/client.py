@@ -1,0 +1,417 @@
+"""A client's connection: HTTP/1.1 in, requests handed on one at a time, answers in order.
+
+First step of a request's way. Owns parsing, limits and authentication; what a complete request
+becomes is `exchange.py`'s (relayed routes) or `local.py`'s (our own). A client that closes its
+connection, or the writing half of it, has left: its request is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from serving.errors import (
+    BodyTooLarge,
+    HeadTooLarge,
+    MalformedHttp,
+    MethodNotAllowed,
+    Overloaded,
+    RequestTimeout,
+    ServingError,
+    UnknownPath,
+    UriTooLong,
+)
+from serving.gateway import answers
+from serving.gateway.endpoints import LOCAL, MODELS, OPEN, RELAYED
+from serving.gateway.exchange import Exchange
+from serving.gateway.metrics import CONNECTIONS
+from serving.gateway.request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from serving.gateway.worker import Worker
+
+_WRITE_HIGH_WATER_BYTES = 64 * 1024
+_MAX_DRAINED_BODY_BYTES = 64 * 1024
+"""A refused request's body up to this size is read, so that its connection can go on."""
+_MAX_PIPELINED_BODY_BYTES = 1024 * 1024
+_LINGER_S = 2.0
+"""How long we read on after a last answer, so that a reset does not overtake it (RFC 9112, 9.6)."""
+_HOP_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection of a worker.
+
+    Attributes:
+        exchange: The relayed request that is being answered, if any.
+        is_write_paused: Whether the client reads more slowly than we write.
+        write: Sends bytes to the client.
+    """
+
+    __slots__ = (
+        "_head_bytes",
+        "_is_advancing",
+        "_is_deaf",
+        "_is_reading_paused",
+        "_is_upgrade",
+        "_last_data_at",
+        "_parser",
+        "_pending",
+        "_reading",
+        "_transport",
+        "_worker",
+        "exchange",
+        "is_write_paused",
+        "write",
+    )
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self.write: Callable[[bytes], None]
+        self.exchange: Exchange | None = None
+        self.is_write_paused = False
+        self._reading: Request | None = None
+        self._pending: deque[Request] = deque()
+        self._head_bytes = 0
+        self._is_deaf = False
+        self._is_advancing = False
+        self._is_reading_paused = False
+        self._is_upgrade = False
+        self._last_data_at = monotonic()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the connection in, or refuses it where there are too many."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
+        self.write = self._transport.write
+        worker = self._worker
+        worker.connections.add(self)
+        worker.metrics.worker.add(CONNECTIONS, 1)
+        if len(worker.connections) > worker.config.limits.max_connections:
+            self._refuse(Overloaded("The gateway has too many connections."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, and with it whatever it had asked for."""
+        worker = self._worker
+        worker.connections.discard(self)
+        worker.metrics.worker.add(CONNECTIONS, -1)
+        self._is_deaf = True
+        self._pending.clear()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        """Backpressure: what is not read by the client is not read from the engine."""
+        self.is_write_paused = True
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.is_write_paused = False
+        if self.exchange is not None:
+            self.exchange.resume()
+        self._advance()
+
+    def data_received(self, data: bytes) -> None:
+        """Parses the next bytes and starts what has become complete."""
+        if self._is_deaf:
+            return
+        self._last_data_at = monotonic()
+        self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[cast("int", upgrade.args[0]) :])
+        except httptools.HttpParserError as error:
+            self._refuse(MalformedHttp(f"The request is not valid HTTP/1.1: {error}."))
+        if self._head_bytes > self._worker.config.limits.max_head_bytes and self._is_in_head:
+            self._refuse(self._head_too_large())
+        if self._pending:
+            self._advance()
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        """A request line begins."""
+        self._reading = Request()
+
+    def on_url(self, target: bytes) -> None:
+        """A piece of the request target."""
+        if self._reading is not None:
+            self._reading.target += target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        if self._reading is not None:
+            self._reading.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: everything that can be refused before the body is."""
+        request = self._reading
+        if request is None:
+            return
+        parser = self._parser
+        request.method = parser.get_method()
+        request.keep_alive = parser.should_keep_alive() and not self._worker.is_draining
+        # Only a head with a `connection` header, or one that ends it, can be HTTP/1.0.
+        if not request.keep_alive or b"connection" in request.headers:
+            request.is_http10 = parser.get_http_version() == "1.0"
+        request.inference_id = self._worker.inference_ids.next()
+        self._is_upgrade = parser.should_upgrade()
+        try:
+            self._admit(request)
+        except ServingError as error:
+            request.refusal = error
+        self._expect_body(request)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body; a refused request's is dropped."""
+        request = self._reading
+        if request is None:
+            return
+        request.body_bytes += len(body)
+        if request.refusal is not None:
+            if request.body_bytes > _MAX_DRAINED_BODY_BYTES:
+                self._stop_reading(request)
+        elif request.body_bytes > self._worker.config.limits.max_body_bytes:
+            request.body_parts.clear()
+            request.refusal = self._body_too_large()
+        else:
+            request.body_parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """A request is complete. It is started after the parser has returned."""
+        request = self._reading
+        if request is None or self._is_upgrade:
+            return
+        self._reading = None
+        self._head_bytes = 0
+        request.received_at = self._last_data_at
+        self._pending.append(request)
+        if not request.keep_alive:
+            self._is_deaf = True
+
+    # Admission, on the head alone.
+
+    def _admit(self, request: Request) -> None:
+        """Finds the route and authenticates.
+
+        Raises:
+            ServingError: If the request is refused, whatever its body.
+        """
+        worker, limits = self._worker, self._worker.config.limits
+        if len(request.target) > limits.max_target_bytes:
+            raise UriTooLong(f"The request target exceeds {limits.max_target_bytes} bytes.")
+        if self._head_bytes > limits.max_head_bytes and _size(request) > limits.max_head_bytes:
+            raise self._head_too_large()
+        path = request.path = _path_of(request.target)
+        request.endpoint = RELAYED.get(path)
+        if path not in OPEN:
+            worker.api_keys.check(request.headers)
+        if request.endpoint is not None:
+            if request.method != b"POST":
+                raise _not_allowed(request, "POST")
+            length = request.headers.get(b"content-length")
+            if length is not None and int(length) > limits.max_body_bytes:
+                raise self._body_too_large()
+        elif path in LOCAL or path.startswith(f"{MODELS}/"):
+            if request.method not in (b"GET", b"HEAD"):
+                raise _not_allowed(request, "GET, HEAD")
+        else:
+            method = request.method.decode()
+            raise UnknownPath(f"Unknown request URL: {method} {path[:200]}. Check it for typos.")
+
+    def _expect_body(self, request: Request) -> None:
+        """Asks for the body, reads on, or stops there: a refused client need not send it all."""
+        expects = request.headers.get(b"expect", b"").lower() == b"100-continue"
+        if request.refusal is None:
+            if expects and self.exchange is None and not self._pending:
+                self.write(answers.CONTINUE)
+            return
+        length = int(request.headers.get(b"content-length", b"0"))
+        if expects or length > _MAX_DRAINED_BODY_BYTES:
+            self._stop_reading(request)
+
+    def _stop_reading(self, request: Request) -> None:
+        """Answers a refused request without its body; the connection cannot go on after that."""
+        request.keep_alive = False
+        self._reading = None
+        self._is_deaf = True
+        request.received_at = self._last_data_at
+        self._pending.append(request)
+
+    def _refuse(self, error: ServingError) -> None:
+        """Answers what cannot be parsed, in its turn, and closes."""
+        if self._is_deaf:
+            return
+        request = self._reading or Request()
+        request.inference_id = request.inference_id or self._worker.inference_ids.next()
+        request.refusal = error
+        self._stop_reading(request)
+        self._advance()
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Goes on in HTTP/1.1, as RFC 9110 section 7.8 lets a server do with an `Upgrade`.
+
+        The parser stops after such a head. A new one gets the head again, without the offer.
+        """
+        request = self._reading
+        self._is_upgrade = False
+        if request is None or request.method == b"CONNECT":
+            self._refuse(MalformedHttp("CONNECT is not supported."))
+            return
+        lines = [b"%b %b HTTP/1.1\r\n" % (request.method, request.target)]
+        lines += [
+            b"%b: %b\r\n" % item for item in request.headers.items() if item[0] not in _HOP_HEADERS
+        ]
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join(lines) + b"\r\n" + rest)
+
+    # Answers, in the order of the requests.
+
+    def _advance(self) -> None:
+        """Starts the next request if none is being answered and the client reads."""
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        pending = self._pending
+        while pending and self.exchange is None and not self.is_write_paused:
+            self._begin(pending.popleft())
+        self._is_advancing = False
+        self._bound_pending()
+
+    def _begin(self, request: Request) -> None:
+        worker = self._worker
+        if request.refusal is not None:
+            endpoint = "other" if request.endpoint is None else request.endpoint.path
+            worker.metrics.of((endpoint, "", "")).finish(request.refusal.status, 0.0)
+            self.write(answers.error_answer(request, request.refusal, worker.date))
+            self._after_answer(request)
+        elif request.endpoint is None:
+            self.write(worker.local.answer(request))
+            self._after_answer(request)
+        else:
+            self.exchange = exchange = Exchange(worker, self, request)
+            worker.exchanges.add(exchange)
+            exchange.start()
+
+    def exchange_done(self, *, abort: bool) -> None:
+        """The exchange has written the last byte of its response.
+
+        Args:
+            abort: Whether the response is incomplete and the client has to notice.
+        """
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        if abort:
+            self._transport.abort()
+            return
+        self._last_data_at = monotonic()
+        self._after_answer(exchange.request)
+        if self._pending:
+            self._advance()
+
+    def _after_answer(self, request: Request) -> None:
+        if request.keep_alive and not self._worker.is_draining:
+            return
+        self._is_deaf = True
+        self._pending.clear()
+        self._last_data_at = monotonic()
+        if self._transport.can_write_eof():
+            # Half-closed: the client sees the end, and what it still sends is read and dropped.
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _bound_pending(self) -> None:
+        """Stops reading while too much has been sent ahead."""
+        pending = self._pending
+        held = len(pending) >= self._worker.config.limits.max_pipelined or (
+            len(pending) > 0 and sum(r.body_bytes for r in pending) > _MAX_PIPELINED_BODY_BYTES
+        )
+        if held == self._is_reading_paused or self._transport.is_closing():
+            return
+        self._is_reading_paused = held
+        if held:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # Deadlines and shutdown.
+
+    @property
+    def _is_in_head(self) -> bool:
+        return self._reading is not None and not self._reading.method
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being read or answered."""
+        return self.exchange is None and self._reading is None and not self._pending
+
+    def check_deadlines(self, now: float) -> None:
+        """Closes a connection that has been silent for too long; the worker's sweep calls it."""
+        silent_s = now - self._last_data_at
+        timeouts = self._worker.config.timeouts
+        if self.exchange is not None:
+            return
+        if self._is_deaf:
+            if silent_s > _LINGER_S and not self._transport.get_write_buffer_size():
+                self._transport.abort()
+            elif silent_s > timeouts.idle_s:
+                self._transport.abort()
+        elif self._reading is not None:
+            limit_s = timeouts.client_head_s if self._is_in_head else timeouts.client_body_s
+            if silent_s > limit_s:
+                self._refuse(RequestTimeout("The request did not arrive in time."))
+        elif silent_s > timeouts.keep_alive_s:
+            self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """Part of draining: connections without work are closed at once."""
+        if self.is_idle:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Ends the connection, whatever it does."""
+        self._transport.abort()
+
+    def _body_too_large(self) -> BodyTooLarge:
+        limit = self._worker.config.limits.max_body_bytes
+        return BodyTooLarge(f"The request body exceeds the limit of {limit} bytes.")
+
+    def _head_too_large(self) -> HeadTooLarge:
+        limit = self._worker.config.limits.max_head_bytes
+        return HeadTooLarge(f"Request line and headers exceed {limit} bytes.")
+
+
+def _path_of(target: bytes) -> str:
+    """Path of a request target in origin or absolute form (RFC 9112, section 3.2)."""
+    path = target.partition(b"?")[0].decode("latin-1")
+    if path[:1] == "/":
+        return path
+    _, _, after_scheme = path.partition("://")
+    return "/" + after_scheme.partition("/")[2]
+
+
+def _size(request: Request) -> int:
+    return len(request.target) + sum(
+        len(name) + len(value) + 4 for name, value in request.headers.items()
+    )
+
+
+def _not_allowed(request: Request, allow: str) -> MethodNotAllowed:
+    method = request.method.decode()
+    return MethodNotAllowed(f"{method} is not allowed on {request.path}; use {allow}.", allow)

@@ -1,0 +1,70 @@
+"""The file of API key hashes: one `NAME sha256:HEX` a line. Keys themselves are never in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from serving.config import ApiKeyHash
+from serving.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LINE = re.compile(r"(?P<name>\S+)\s+sha256:(?P<hash>[0-9a-f]{64})")
+_NAME = re.compile(r"[\w.@-]{1,64}")
+_KEY_BYTES = 32
+
+
+def read_key_file(path: Path) -> tuple[ApiKeyHash, ...]:
+    """The keys in a file; empty lines and lines that begin with `#` are skipped.
+
+    Raises:
+        ConfigError: If the file cannot be read, has a bad line, or no key at all.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {path}: {error}") from None
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise ConfigError(
+                f"--api-key-file {path}, line {number}: write NAME sha256:HEX, "
+                "or make the line with: headrace keys create --file FILE"
+            )
+        keys.append(ApiKeyHash(name=match["name"], sha256_hex=match["hash"]))
+    if not keys:
+        raise ConfigError(f"--api-key-file {path}: it holds no key; headrace keys create makes one")
+    return tuple(keys)
+
+
+def create_key(path: Path, name: str) -> str:
+    """Makes a key, appends its hash to the file (mode 600) and returns the key itself.
+
+    Args:
+        path: Made where it does not exist.
+        name: For logs and metrics; letters, digits and `._@-`.
+
+    Raises:
+        ConfigError: If the name is unusable or taken, or the file cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name {name}: use 1 to 64 letters, digits or . _ @ -")
+    if path.exists() and path.stat().st_size and any(k.name == name for k in read_key_file(path)):
+        raise ConfigError(f"--name {name}: the file has a key of this name; choose another")
+    key = f"hr-{secrets.token_urlsafe(_KEY_BYTES)}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(f"{name} sha256:{digest}\n")
+    except OSError as error:
+        raise ConfigError(f"--file {path}: {error.strerror}") from None
+    return key

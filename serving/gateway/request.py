@@ -1,0 +1,154 @@
+"""One request as its client sent it, and the few fields of its body that routing needs.
+
+Owns reading, never judging: `client.py` fills a `Request`, `exchange.py` acts on it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import msgspec
+
+from serving.errors import BadRequest
+
+if TYPE_CHECKING:
+    from serving.errors import ServingError
+    from serving.gateway.endpoints import Endpoint, ErrorShape
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_FIELD_OF_PATH = re.compile(r"`\$\.([^`]+)`")
+
+
+class StreamOptions(msgspec.Struct):
+    """The part of `stream_options` that decides whether the client sees a usage chunk."""
+
+    include_usage: bool | None = None
+
+
+class BodyFields(msgspec.Struct):
+    """What the gateway reads of a JSON body; all other fields pass unread.
+
+    `max_tokens`, `max_completion_tokens` (chat) and `max_output_tokens` (responses) bound the
+    completion; `n` multiplies it.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    n: int | None = None
+
+
+_decode_fields = msgspec.json.Decoder(BodyFields).decode
+
+
+def read_body_fields(body: bytes) -> BodyFields:
+    """Decodes what routing needs of a JSON body.
+
+    Args:
+        body: The complete request body.
+
+    Raises:
+        BadRequest: If it is not a JSON object, or one of the fields has the wrong type.
+    """
+    try:
+        return _decode_fields(body)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        field = _FIELD_OF_PATH.search(text)
+        if field is None:
+            raise BadRequest(f"The request body must be a JSON object: {text}.") from None
+        name = field.group(1)
+        raise BadRequest(
+            f"Invalid value for '{name}': {text.split(' - ')[0]}.", param=name
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        detail = "" if body else " (it is empty)"
+        raise BadRequest(f"The request body is not valid JSON{detail}: {error}.") from None
+    except RecursionError:
+        raise BadRequest("The request body is nested too deeply.") from None
+
+
+class Request:
+    """Head and body of one request.
+
+    Attributes:
+        method: For example `b"POST"`.
+        target: Request target as sent, path and query.
+        path: Path without the query.
+        headers: Lower-case name → value; of repeated names the last.
+        body_parts: The body as it came in.
+        body_bytes: Sum of their lengths.
+        keep_alive: Whether the connection may serve another request after this one.
+        is_http10: HTTP/1.0 clients get no chunked bodies.
+        endpoint: The relayed route, or None for a local one.
+        inference_id: Ours, unique, in the response's `id`.
+        request_id: The client's `x-request-id`, or the inference id.
+        received_at: `time.monotonic()` of the complete request.
+        refusal: Why the gateway answers it with an error, whatever the body says.
+    """
+
+    __slots__ = (
+        "body_bytes",
+        "body_parts",
+        "endpoint",
+        "headers",
+        "inference_id",
+        "is_http10",
+        "keep_alive",
+        "method",
+        "path",
+        "received_at",
+        "refusal",
+        "target",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.path = ""
+        self.headers: dict[bytes, bytes] = {}
+        self.body_parts: list[bytes] = []
+        self.body_bytes = 0
+        self.keep_alive = True
+        self.is_http10 = False
+        self.endpoint: Endpoint | None = None
+        self.inference_id = b""
+        self.received_at = 0.0
+        self.refusal: ServingError | None = None
+
+    @property
+    def request_id(self) -> bytes:
+        """The client's `x-request-id` where it is printable and short, else the inference id."""
+        sent = self.headers.get(b"x-request-id")
+        if sent is not None and _REQUEST_ID.fullmatch(sent):
+            return sent
+        return self.inference_id
+
+    @property
+    def error_shape(self) -> ErrorShape:
+        """Whose error body this client expects."""
+        return "openai" if self.endpoint is None else self.endpoint.error_shape
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the answer must have no body."""
+        return self.method == b"HEAD"
+
+    @property
+    def model_id(self) -> str:
+        """The `{id}` of `/v1/models/{id}`, percent-decoded."""
+        return unquote(self.path.removeprefix("/v1/models/"))
+
+    def body(self) -> bytes:
+        """The whole body; joins the parts once."""
+        parts = self.body_parts
+        if len(parts) == 1:
+            return parts[0]
+        joined = b"".join(parts)
+        self.body_parts = [joined]
+        return joined

@@ -1,0 +1,225 @@
+"""Connections to replicas: one HTTP/1.1 response at a time, kept alive and used again.
+
+An `UpstreamConnection` frames the bytes of a response; what they mean is the exchange's business
+(`exchange.py`). The pool owns idle connections; a busy one belongs to its exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from serving.errors import UpstreamBroken
+
+if TYPE_CHECKING:
+    from serving.gateway.exchange import Exchange
+    from serving.routing.snapshot import Replica
+
+MAX_HEAD_BYTES = 65_536
+MAX_IDLE_PER_REPLICA = 1024
+IDLE_S = 4.0
+"""vLLM's server closes an idle connection after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours go first,
+so that a request seldom meets a connection that is being closed."""
+_WRITE_HIGH_WATER_BYTES = 1024 * 1024
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a replica.
+
+    Attributes:
+        parts: Body bytes of the current response since the exchange last took them, dechunked.
+        status: Status of the current response, 0 until its head has come.
+        headers: Its headers, lower-case names.
+        is_complete: Whether the response has ended.
+        is_reused: Whether it has served a request before, so that a reset may mean "went stale".
+        idle_since: `time.monotonic()` of its return to the pool.
+    """
+
+    __slots__ = (
+        "_feed",
+        "_head_bytes",
+        "_is_keep_alive",
+        "_parser",
+        "_pool",
+        "exchange",
+        "headers",
+        "idle_since",
+        "is_complete",
+        "is_reused",
+        "on_body",
+        "parts",
+        "replica",
+        "status",
+        "transport",
+    )
+
+    def __init__(self, pool: UpstreamPool, replica: Replica) -> None:
+        self._pool = pool
+        self.replica = replica
+        self.exchange: Exchange | None = None
+        self.transport: asyncio.Transport
+        self.parts: list[bytes] = []
+        # httptools calls `on_body` for each piece: a list's own append costs no Python frame.
+        self.on_body = self.parts.append
+        self.headers: dict[bytes, bytes] = {}
+        self.status = 0
+        self.is_complete = False
+        self.is_reused = False
+        self.idle_since = 0.0
+        self._head_bytes = 0
+        self._is_keep_alive = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
+
+    # What httptools calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer: those come after the head and are dropped."""
+        if not self.status:
+            self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is complete; interim responses (1xx) are skipped."""
+        status = self._parser.get_status_code()
+        if status < 200:
+            self.headers.clear()
+        elif self.status:
+            raise UpstreamBroken("The engine sent a second response.")
+        else:
+            self.status = status
+            # Asked here: llhttp forgets the answer when the message ends.
+            self._is_keep_alive = self._parser.should_keep_alive()
+
+    def on_message_complete(self) -> None:
+        """The end of a response, or of an interim one."""
+        self.is_complete = bool(self.status)
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """Frames the next bytes and hands them to the exchange."""
+        exchange = self.exchange
+        if exchange is None:
+            # Nothing was asked: whatever this is, the connection cannot be trusted again.
+            self.transport.abort()
+            return
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            exchange.upstream_failed(UpstreamBroken("The engine's response is not valid HTTP."))
+            return
+        if self.status:
+            exchange.on_block(data)
+            self.parts.clear()
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            exchange.upstream_failed(UpstreamBroken("The engine's response head is too large."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tells whoever owns the connection."""
+        exchange = self.exchange
+        if exchange is None:
+            self._pool.forget(self)
+        else:
+            exchange.upstream_lost()
+
+    # What the exchange calls.
+
+    def begin(self, exchange: Exchange, payload: bytes) -> None:
+        """Sends a request; its response goes to `exchange`."""
+        self.exchange = exchange
+        self.headers = {}
+        self.status = 0
+        self.is_complete = False
+        self._head_bytes = 0
+        self.transport.write(payload)
+
+    @property
+    def is_close_delimited(self) -> bool:
+        """Whether the body ends with the connection (RFC 9112, section 6.3)."""
+        headers = self.headers
+        return b"content-length" not in headers and b"transfer-encoding" not in headers
+
+    def release(self) -> None:
+        """Gives the connection back: to the pool if it can serve again, else it is closed."""
+        self.exchange = None
+        self.parts.clear()
+        if self.is_complete and self._is_keep_alive:
+            self._pool.give_back(self)
+        else:
+            self.transport.abort()
+
+
+class UpstreamPool:
+    """Idle connections by replica, and the making of new ones."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, connect_timeout_s: float) -> None:
+        """Args:
+        tasks: Owns the connect attempts.
+        connect_timeout_s: Deadline of one.
+        """
+        self._tasks = tasks
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: dict[int, list[UpstreamConnection]] = {}
+
+    def take(self, replica: Replica) -> UpstreamConnection | None:
+        """The most recently used idle connection: it is the least likely to have gone stale."""
+        idle = self._idle.get(replica.index)
+        while idle:
+            connection = idle.pop()
+            if not connection.transport.is_closing():
+                return connection
+        return None
+
+    def connect(self, replica: Replica, exchange: Exchange) -> None:
+        """Opens a connection for an exchange, which is called back with it or with the failure."""
+        self._tasks.create_task(self._connect(replica, exchange))
+
+    async def _connect(self, replica: Replica, exchange: Exchange) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self, replica), replica.host, replica.port
+                )
+        except OSError:  # TimeoutError is one
+            exchange.connect_failed(replica)
+            return
+        exchange.connected(connection)
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """Keeps a connection for the next request."""
+        idle = self._idle.setdefault(connection.replica.index, [])
+        if len(idle) >= MAX_IDLE_PER_REPLICA or connection.transport.is_closing():
+            connection.transport.abort()
+            return
+        connection.is_reused = True
+        connection.idle_since = monotonic()
+        idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """Drops an idle connection that its replica has closed."""
+        idle = self._idle.get(connection.replica.index, [])
+        if connection in idle:
+            idle.remove(connection)
+
+    def close_idle(self, unused_since: float) -> None:
+        """Closes what has not been used since that moment (`time.monotonic()`)."""
+        for idle in self._idle.values():
+            # The oldest are first: `take` and `give_back` work at the end.
+            while idle and idle[0].idle_since <= unused_since:
+                idle.pop(0).transport.abort()
+
+    def drop(self, replica: Replica) -> None:
+        """Closes all idle connections of a replica, after one of them turned out stale."""
+        for connection in self._idle.pop(replica.index, []):
+            connection.transport.abort()

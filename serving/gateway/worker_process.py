@@ -1,0 +1,189 @@
+"""Workers as processes of their own: started, watched, restarted, ended.
+
+Used by `server.py` for a gateway of more than one worker. A worker ends when its parent is gone,
+however that died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import resource
+import signal
+import socket
+import time
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from serving.gateway.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from serving.config import GatewayConfig
+
+log = logging.getLogger(__name__)
+
+_MIN_OPEN_FILES = 65_536
+_RESTART_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+_HEALTHY_S = 60.0
+"""A worker that lived this long is restarted without delay."""
+_KILL_AFTER_S = 5.0
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def bind_shared(family: int, address: object) -> socket.socket:
+    """A socket on an address that the other workers bind too; the kernel spreads connections.
+
+    Raises:
+        OSError: If the address cannot be bound.
+    """
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(address)  # type: ignore[arg-type]  # an address as getaddrinfo gave it
+    bound.setblocking(False)
+    return bound
+
+
+def raise_open_files() -> None:
+    """10,000 streams need 20,000 descriptors; the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MIN_OPEN_FILES if hard == resource.RLIM_INFINITY else min(_MIN_OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Process:
+    """One worker's place: the process in it now, and when the next one may start."""
+
+    def __init__(self, config: GatewayConfig, index: int, metrics_dir: Path) -> None:
+        self._config = config
+        self._index = index
+        self._metrics_dir = metrics_dir
+        self._failures = 0
+        self._started_at = 0.0
+        self._start_at = 0.0
+        self.is_ready = False
+        self.start()
+
+    def start(self) -> None:
+        """Starts a process; it shares a pipe with us that only ever says `ready`, or ends."""
+        self.pipe, theirs = multiprocessing.Pipe()
+        self._process = _SPAWN.Process(
+            target=_main, args=(self._config, self._index, self._metrics_dir, theirs)
+        )
+        self._process.start()
+        theirs.close()
+        self._started_at = time.monotonic()
+        self.is_running = True
+
+    def on_pipe(self) -> None:
+        """The worker is ready, or its end of the pipe closed because it died."""
+        try:
+            self.pipe.recv_bytes()
+            self.is_ready = True
+        except (EOFError, OSError):
+            self._died()
+
+    def _died(self) -> None:
+        self._process.join()
+        self.pipe.close()
+        self.is_running = False
+        lived_s = time.monotonic() - self._started_at
+        delay_s = _RESTART_DELAYS_S[min(self._failures, len(_RESTART_DELAYS_S) - 1)]
+        self._failures = 0 if lived_s > _HEALTHY_S else self._failures + 1
+        self._start_at = time.monotonic() + delay_s
+        log.error(
+            "worker died",
+            extra={"worker": self._index, "exit_code": self._process.exitcode, "delay_s": delay_s},
+        )
+
+    def restart_if_due(self) -> None:
+        """Puts a new process in the place of a dead one, after its delay."""
+        if not self.is_running and time.monotonic() >= self._start_at:
+            self.start()
+
+    def terminate(self) -> None:
+        """Asks for the drain."""
+        if self.is_running:
+            self._process.terminate()
+
+    def end(self, deadline: float) -> None:
+        """Waits until `deadline` (`time.monotonic()`), then kills."""
+        if not self.is_running:
+            return
+        self._process.join(max(0.0, deadline - time.monotonic()))
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self.pipe.close()
+
+
+class WorkerProcesses:
+    """All workers of a gateway."""
+
+    def __init__(self, config: GatewayConfig, metrics_dir: Path) -> None:
+        self._config = config
+        self._metrics_dir = metrics_dir
+        self._is_stopping = False
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Runs the workers until SIGTERM or SIGINT, then lets them drain.
+
+        Args:
+            on_ready: Called once, when all of them accept connections.
+        """
+        woken, waker = socket.socketpair()
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        workers = [
+            _Process(self._config, index, self._metrics_dir)
+            for index in range(self._config.workers)
+        ]
+        was_ready = False
+        while not self._is_stopping:
+            running = {worker.pipe: worker for worker in workers if worker.is_running}
+            for ready in wait([*running, woken], timeout=0.5):
+                if isinstance(ready, Connection):
+                    running[ready].on_pipe()
+            for worker in workers:
+                worker.restart_if_due()
+            if not was_ready and all(worker.is_ready for worker in workers):
+                was_ready = True
+                on_ready()
+        self._end(workers)
+        signal.set_wakeup_fd(-1)
+
+    def _stop(self, *_: object) -> None:
+        self._is_stopping = True
+
+    def _end(self, workers: list[_Process]) -> None:
+        for worker in workers:
+            worker.terminate()
+        deadline = time.monotonic() + self._config.timeouts.drain_s + _KILL_AFTER_S
+        for worker in workers:
+            worker.end(deadline)
+
+
+def _main(config: GatewayConfig, index: int, metrics_dir: Path, parent: Connection) -> None:
+    """A worker process."""
+    raise_open_files()
+    address = (config.listen.host, config.listen.port)
+    family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    listening = bind_shared(family, resolved)
+
+    async def serve() -> None:
+        worker = Worker(config, index, metrics_dir)
+        worker.stop_on_signals()
+        # The parent never writes: readable means that it is gone.
+        asyncio.get_running_loop().add_reader(parent.fileno(), worker.stop)
+        await worker.serve(listening, lambda: parent.send_bytes(b"ready"))
+
+    uvloop.run(serve())

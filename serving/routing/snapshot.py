@@ -1,0 +1,74 @@
+"""What routing decides on: an immutable picture of the fleet at one moment.
+
+Built by `serving/fleet/registry.py` at every change; read by the hot path without a lock, since a
+new snapshot replaces the old one in a single assignment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from serving.engines.base import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One running engine process.
+
+    Attributes:
+        index: Its place in the fleet; the same in all workers.
+        name: Label in metrics and logs.
+        dialect: How its engine wants to be spoken to.
+    """
+
+    index: int
+    name: str
+    host: str
+    port: int
+    dialect: Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A public model name and who can answer for it.
+
+    Attributes:
+        name: What clients send.
+        engine_name: What the replicas call it; differs for an alias.
+        max_model_len: Context length in tokens, where the engine tells.
+        parent: Base model of an adapter, else None.
+        healthy: Endpoint path → healthy replicas that serve the model and offer the endpoint.
+        offered: Endpoint paths that any replica of the model offers, healthy or not.
+    """
+
+    name: str
+    engine_name: str
+    max_model_len: int | None
+    parent: str | None
+    healthy: Mapping[str, tuple[Replica, ...]]
+    offered: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The fleet at one moment.
+
+    Attributes:
+        version: Grows by one with every change.
+        models: Public name → model.
+        default_model: The only base model of the fleet, for routes whose `model` is optional.
+        is_complete: Whether the models of every replica have been learnt.
+        is_ready: Whether a first request would be answered.
+        replica_health: Replica name → healthy now.
+    """
+
+    version: int = 0
+    models: Mapping[str, Model] = field(default_factory=dict)
+    default_model: Model | None = None
+    is_complete: bool = False
+    is_ready: bool = False
+    replica_health: Mapping[str, bool] = field(default_factory=dict)
