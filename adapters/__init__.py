@@ -1,0 +1,1 @@
+"""LoRA adapters: their registry, compatibility and hot swap. Imports neither serving nor training."""

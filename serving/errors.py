@@ -60,13 +60,13 @@ class BadRequest(ServingError):
 class MalformedHttp(BadRequest):
     """The bytes are not an HTTP/1.1 request that we accept."""
 
-    code = "malformed_http"
+    code: str | None = "malformed_http"
 
 
 class ContextTooLong(BadRequest):
     """Prompt, or prompt with `max_tokens`, exceeds the model's context."""
 
-    code = "context_length_exceeded"
+    code: str | None = "context_length_exceeded"
 
 
 class Unauthenticated(ServingError):
@@ -74,7 +74,7 @@ class Unauthenticated(ServingError):
 
     status = 401
     type = "invalid_request_error"
-    code = "invalid_api_key"
+    code: str | None = "invalid_api_key"
 
 
 class UnknownModel(ServingError):
@@ -82,7 +82,7 @@ class UnknownModel(ServingError):
 
     status = 404
     type = "invalid_request_error"
-    code = "model_not_found"
+    code: str | None = "model_not_found"
 
 
 class UnknownPath(ServingError):
@@ -90,7 +90,7 @@ class UnknownPath(ServingError):
 
     status = 404
     type = "invalid_request_error"
-    code = "unknown_url"
+    code: str | None = "unknown_url"
 
 
 class NotOffered(ServingError):
@@ -98,7 +98,7 @@ class NotOffered(ServingError):
 
     status = 404
     type = "invalid_request_error"
-    code = "endpoint_not_offered"
+    code: str | None = "endpoint_not_offered"
 
 
 class MethodNotAllowed(ServingError):
@@ -106,7 +106,7 @@ class MethodNotAllowed(ServingError):
 
     status = 405
     type = "invalid_request_error"
-    code = "method_not_supported"
+    code: str | None = "method_not_supported"
 
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(message)
@@ -118,7 +118,7 @@ class RequestTimeout(ServingError):
 
     status = 408
     type = "invalid_request_error"
-    code = "request_timeout"
+    code: str | None = "request_timeout"
 
 
 class BodyTooLarge(ServingError):
@@ -126,7 +126,7 @@ class BodyTooLarge(ServingError):
 
     status = 413
     type = "invalid_request_error"
-    code = "request_too_large"
+    code: str | None = "request_too_large"
 
 
 class UriTooLong(ServingError):
@@ -134,7 +134,7 @@ class UriTooLong(ServingError):
 
     status = 414
     type = "invalid_request_error"
-    code = "uri_too_long"
+    code: str | None = "uri_too_long"
 
 
 class HeadTooLarge(ServingError):
@@ -142,7 +142,7 @@ class HeadTooLarge(ServingError):
 
     status = 431
     type = "invalid_request_error"
-    code = "headers_too_large"
+    code: str | None = "headers_too_large"
 
 
 class EngineRefused(ServingError):
@@ -162,25 +162,25 @@ class NoReplica(ServingError):
     """The model is known, but no replica of it can take a request now."""
 
     status = 503
-    code = "no_replica_available"
+    code: str | None = "no_replica_available"
     retryable = True
-    retry_after_s = 2
+    retry_after_s: int | None = 2
 
 
 class Overloaded(ServingError):
     """A bound on concurrent work is reached, here or in the engine."""
 
     status = 503
-    code = "overloaded"
+    code: str | None = "overloaded"
     retryable = True
-    retry_after_s = 1
+    retry_after_s: int | None = 1
 
 
 class UpstreamBroken(ServingError):
     """The replica failed, hung up, or answered with something that is not HTTP."""
 
     status = 502
-    code = "upstream_error"
+    code: str | None = "upstream_error"
     retryable = True
 
 
@@ -188,5 +188,5 @@ class DeadlineExceeded(ServingError):
     """The replica did not answer, or not completely, within the deadline."""
 
     status = 504
-    code = "deadline_exceeded"
+    code: str | None = "deadline_exceeded"
     retryable = True

@@ -1,0 +1,1 @@
+"""Training that turns traffic and feedback into adapters. Imported by nothing of serving."""

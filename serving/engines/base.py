@@ -37,11 +37,21 @@ class Dialect(ABC):
         """Header by which the engine takes our inference id as its request id."""
 
     @abstractmethod
-    def rewrite_body(self, body: bytes, engine_name: str | None, *, add_usage: bool) -> bytes:
-        """The body as this engine wants it.
+    def engine_body(
+        self,
+        body: bytes,
+        path: str,
+        inference_id: bytes,
+        engine_name: str | None,
+        *,
+        add_usage: bool,
+    ) -> bytes:
+        """The body as this engine wants it; the same object where nothing has to change.
 
         Args:
             body: A JSON object, already found valid.
+            path: The endpoint's.
+            inference_id: Shall be, or be in, the response's `id`.
             engine_name: What to put as `model`, or None to leave it.
             add_usage: Whether to ask for the usage of a stream.
         """

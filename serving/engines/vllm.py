@@ -29,8 +29,11 @@ _INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
 _TRUE = msgspec.Raw(b"true")
 
 _PATH = re.compile(r"(?<![\w/:.])(?:file://)?(?:/[\w.@+-]+){2,}/?")
+_RESPONSES = "/v1/responses"
 _CONTEXT_PARAM = "input_tokens"
 _CONTEXT_TEXT = re.compile(r"maximum (?:context|model) length|max_model_len|max_tokens.*too large")
+_SCHEMA_PARAM = "body."
+_SCHEMA_SENTENCE = re.compile(r"'msg': ['\"]([^'\"]+)['\"]")
 _MAX_MESSAGE_CHARS = 2000
 
 
@@ -54,20 +57,37 @@ class Vllm(Dialect):
     )
 
     def offered_paths(self, openapi_paths: Iterable[str]) -> frozenset[str]:
-        """vLLM mounts only the routes that the model's task supports, under our names."""
+        """Only the routes that the model's task supports are mounted, under our names."""
         return frozenset(openapi_paths)
 
     def request_id_header(self) -> bytes:
         """`X-Request-Id` beats the body's `request_id` (entrypoints/serve/engine/serving.py)."""
         return b"x-request-id"
 
-    def rewrite_body(self, body: bytes, engine_name: str | None, *, add_usage: bool) -> bytes:
-        """Replaces top-level fields; the values of all others keep their bytes."""
+    def engine_body(
+        self,
+        body: bytes,
+        path: str,
+        inference_id: bytes,
+        engine_name: str | None,
+        *,
+        add_usage: bool,
+    ) -> bytes:
+        """Replaces top-level fields; the values of all others keep their bytes.
+
+        The Responses API takes its response's id from the body alone
+        (entrypoints/openai/responses/protocol.py, `request_id`).
+        """
+        names_response = path == _RESPONSES
+        if engine_name is None and not add_usage and not names_response:
+            return body
         fields = _decode_object(body)
         if engine_name is not None:
             fields["model"] = msgspec.Raw(_encode(engine_name))
         if add_usage:
             fields["stream_options"] = _with_usage(fields.get("stream_options"))
+        if names_response:
+            fields["request_id"] = msgspec.Raw(b'"resp_%b"' % inference_id)
         return _encode(fields)
 
     def to_error(self, status: int, body: bytes, model: str) -> ServingError:
@@ -113,9 +133,13 @@ def _read_error(body: bytes) -> tuple[str, str | None]:
         return _redact(error), None
     if not isinstance(error, dict):
         return "", None
-    message = error.get("message") or error.get("detail") or ""
+    message = str(error.get("message") or error.get("detail") or "")
     param = error.get("param")
-    return _redact(str(message)), param if isinstance(param, str) else None
+    if isinstance(param, str) and param.startswith(_SCHEMA_PARAM):
+        # Pydantic's report as a Python literal: its sentences are what a client can use.
+        message = "; ".join(_SCHEMA_SENTENCE.findall(message)) or "The request is not valid."
+        return f"Invalid '{param[len(_SCHEMA_PARAM) :]}': {message}.", param[len(_SCHEMA_PARAM) :]
+    return _redact(message), param if isinstance(param, str) else None
 
 
 def _redact(message: str) -> str:

@@ -58,11 +58,13 @@ class FleetRegistry:
         api_key: str | None,
         on_change: Callable[[Snapshot], None],
     ) -> None:
-        """Args:
-        replicas: The fleet; a replica's place in it is its index.
-        aliases: Public name → served name.
-        api_key: Bearer token for the replicas, or None.
-        on_change: Gets every new snapshot.
+        """Probes nothing until `run`.
+
+        Args:
+            replicas: The fleet; a replica's place in it is its index.
+            aliases: Public name → served name.
+            api_key: Bearer token for the replicas, or None.
+            on_change: Gets every new snapshot.
         """
         self._aliases = dict(aliases)
         self._api_key = api_key

@@ -1,7 +1,7 @@
 """A client's connection: HTTP/1.1 in, requests handed on one at a time, answers in order.
 
-First step of a request's way. Owns parsing, limits and authentication; what a complete request
-becomes is `exchange.py`'s (relayed routes) or `local.py`'s (our own). A client that closes its
+First step of a request's way. Owns parsing and the order of answers; whether a head is let in is
+`admission.py`'s business, what a complete request becomes is `exchange.py`'s (relayed routes) or `local.py`'s (our own). A client that closes its
 connection, or the writing half of it, has left: its request is given up.
 """
 
@@ -14,26 +14,18 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from serving.errors import (
-    BodyTooLarge,
-    HeadTooLarge,
-    MalformedHttp,
-    MethodNotAllowed,
-    Overloaded,
-    RequestTimeout,
-    ServingError,
-    UnknownPath,
-    UriTooLong,
-)
+from serving.errors import MalformedHttp, Overloaded, RequestTimeout, ServingError
 from serving.gateway import answers
-from serving.gateway.endpoints import LOCAL, MODELS, OPEN, RELAYED
+from serving.gateway.admission import admit, body_too_large, head_too_large
 from serving.gateway.exchange import Exchange
 from serving.gateway.metrics import CONNECTIONS
 from serving.gateway.request import Request
+from serving.gateway.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from serving.gateway.endpoints import Endpoint
     from serving.gateway.worker import Worker
 
 _WRITE_HIGH_WATER_BYTES = 64 * 1024
@@ -137,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(MalformedHttp(f"The request is not valid HTTP/1.1: {error}."))
         if self._head_bytes > self._worker.config.limits.max_head_bytes and self._is_in_head:
-            self._refuse(self._head_too_large())
+            self._refuse(head_too_large(self._worker.config.limits))
         if self._pending:
             self._advance()
 
@@ -171,7 +163,7 @@ class ClientConnection(asyncio.Protocol):
         request.inference_id = self._worker.inference_ids.next()
         self._is_upgrade = parser.should_upgrade()
         try:
-            self._admit(request)
+            admit(request, self._head_bytes, self._worker.config.limits, self._worker.api_keys)
         except ServingError as error:
             request.refusal = error
         self._expect_body(request)
@@ -187,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
                 self._stop_reading(request)
         elif request.body_bytes > self._worker.config.limits.max_body_bytes:
             request.body_parts.clear()
-            request.refusal = self._body_too_large()
+            request.refusal = body_too_large(self._worker.config.limits)
         else:
             request.body_parts.append(body)
 
@@ -202,36 +194,6 @@ class ClientConnection(asyncio.Protocol):
         self._pending.append(request)
         if not request.keep_alive:
             self._is_deaf = True
-
-    # Admission, on the head alone.
-
-    def _admit(self, request: Request) -> None:
-        """Finds the route and authenticates.
-
-        Raises:
-            ServingError: If the request is refused, whatever its body.
-        """
-        worker, limits = self._worker, self._worker.config.limits
-        if len(request.target) > limits.max_target_bytes:
-            raise UriTooLong(f"The request target exceeds {limits.max_target_bytes} bytes.")
-        if self._head_bytes > limits.max_head_bytes and _size(request) > limits.max_head_bytes:
-            raise self._head_too_large()
-        path = request.path = _path_of(request.target)
-        request.endpoint = RELAYED.get(path)
-        if path not in OPEN:
-            worker.api_keys.check(request.headers)
-        if request.endpoint is not None:
-            if request.method != b"POST":
-                raise _not_allowed(request, "POST")
-            length = request.headers.get(b"content-length")
-            if length is not None and int(length) > limits.max_body_bytes:
-                raise self._body_too_large()
-        elif path in LOCAL or path.startswith(f"{MODELS}/"):
-            if request.method not in (b"GET", b"HEAD"):
-                raise _not_allowed(request, "GET, HEAD")
-        else:
-            method = request.method.decode()
-            raise UnknownPath(f"Unknown request URL: {method} {path[:200]}. Check it for typos.")
 
     def _expect_body(self, request: Request) -> None:
         """Asks for the body, reads on, or stops there: a refused client need not send it all."""
@@ -295,17 +257,31 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         worker = self._worker
         if request.refusal is not None:
-            endpoint = "other" if request.endpoint is None else request.endpoint.path
-            worker.metrics.of((endpoint, "", "")).finish(request.refusal.status, 0.0)
-            self.write(answers.error_answer(request, request.refusal, worker.date))
-            self._after_answer(request)
+            self._answer_error(request, request.refusal)
         elif request.endpoint is None:
             self.write(worker.local.answer(request))
             self._after_answer(request)
         else:
-            self.exchange = exchange = Exchange(worker, self, request)
-            worker.exchanges.add(exchange)
-            exchange.start()
+            self._relay(request, request.endpoint)
+
+    def _relay(self, request: Request, endpoint: Endpoint) -> None:
+        worker = self._worker
+        try:
+            route = resolve(endpoint, request.body(), worker.snapshot)
+        except ServingError as error:
+            self._answer_error(request, error)
+            return
+        self.exchange = exchange = Exchange(worker, self, request, route)
+        worker.exchanges.add(exchange)
+        exchange.start()
+
+    def _answer_error(self, request: Request, error: ServingError) -> None:
+        """Answers and counts a request that never came to a replica."""
+        worker = self._worker
+        endpoint = "other" if request.endpoint is None else request.endpoint.path
+        worker.metrics.of((endpoint, "", "")).finish(error.status, 0.0)
+        self.write(answers.error_answer(request, error, worker.date))
+        self._after_answer(request)
 
     def exchange_done(self, *, abort: bool) -> None:
         """The exchange has written the last byte of its response.
@@ -368,9 +344,8 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             return
         if self._is_deaf:
-            if silent_s > _LINGER_S and not self._transport.get_write_buffer_size():
-                self._transport.abort()
-            elif silent_s > timeouts.idle_s:
+            has_sent_all = not self._transport.get_write_buffer_size()
+            if silent_s > (_LINGER_S if has_sent_all else timeouts.idle_s):
                 self._transport.abort()
         elif self._reading is not None:
             limit_s = timeouts.client_head_s if self._is_in_head else timeouts.client_body_s
@@ -387,31 +362,3 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Ends the connection, whatever it does."""
         self._transport.abort()
-
-    def _body_too_large(self) -> BodyTooLarge:
-        limit = self._worker.config.limits.max_body_bytes
-        return BodyTooLarge(f"The request body exceeds the limit of {limit} bytes.")
-
-    def _head_too_large(self) -> HeadTooLarge:
-        limit = self._worker.config.limits.max_head_bytes
-        return HeadTooLarge(f"Request line and headers exceed {limit} bytes.")
-
-
-def _path_of(target: bytes) -> str:
-    """Path of a request target in origin or absolute form (RFC 9112, section 3.2)."""
-    path = target.partition(b"?")[0].decode("latin-1")
-    if path[:1] == "/":
-        return path
-    _, _, after_scheme = path.partition("://")
-    return "/" + after_scheme.partition("/")[2]
-
-
-def _size(request: Request) -> int:
-    return len(request.target) + sum(
-        len(name) + len(value) + 4 for name, value in request.headers.items()
-    )
-
-
-def _not_allowed(request: Request, allow: str) -> MethodNotAllowed:
-    method = request.method.decode()
-    return MethodNotAllowed(f"{method} is not allowed on {request.path}; use {allow}.", allow)

@@ -20,9 +20,11 @@ class LocalRoutes:
     """Answers from what the worker knows."""
 
     def __init__(self, worker: Worker, started_at_s: int) -> None:
-        """Args:
-        worker: Whose snapshot and tables are shown.
-        started_at_s: Unix time; the `created` of every model.
+        """Keeps what the answers are made from.
+
+        Args:
+            worker: Whose snapshot and tables are shown.
+            started_at_s: Unix time; the `created` of every model.
         """
         self._worker = worker
         self._started_at_s = started_at_s

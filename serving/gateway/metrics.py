@@ -176,7 +176,7 @@ class FleetCollector(Collector):
             for key, columns in table.rows():
                 labels = tuple(key.split(_SEPARATOR)) if key else NO_LABELS
                 before = summed.get(labels)
-                own = columns.tolist()
+                own = [float(value) for value in columns]
                 summed[labels] = (
                     own if before is None else [a + b for a, b in zip(before, own, strict=True)]
                 )

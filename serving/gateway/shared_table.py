@@ -50,7 +50,7 @@ class SharedTable:
         with path.open("a+b") as file:
             file.truncate(size)
             self._map = mmap.mmap(file.fileno(), size)
-        self.values = memoryview(self._map).cast("d")
+        self.values: memoryview[float] = memoryview(self._map).cast("d")
         self.outstanding_tokens = self.values[_HEADER_COLUMNS : _HEADER_COLUMNS + MAX_REPLICAS]
         self.overflows = 0
         self._bases: dict[str, int] = {}
@@ -89,7 +89,7 @@ class SharedTable:
         self.values[_ROWS_USED] = row + 1
         return self._bases[key]
 
-    def rows(self) -> Iterator[tuple[str, memoryview]]:
+    def rows(self) -> Iterator[tuple[str, memoryview[float]]]:
         """Every row's key and columns, those of other processes included."""
         self._read_keys()
         for key, base in list(self._bases.items()):

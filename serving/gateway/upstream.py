@@ -1,21 +1,22 @@
 """Connections to replicas: one HTTP/1.1 response at a time, kept alive and used again.
 
-An `UpstreamConnection` frames the bytes of a response; what they mean is the exchange's business
-(`exchange.py`). The pool owns idle connections; a busy one belongs to its exchange.
+An `UpstreamConnection` frames the bytes of a response and hands them to its reader: the exchange
+(`exchange.py`) until the response has begun, a relay (`relay.py`) after that. The pool owns idle
+connections; a busy one belongs to its reader.
 """
 
 from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
 from serving.errors import UpstreamBroken
 
 if TYPE_CHECKING:
-    from serving.gateway.exchange import Exchange
+    from serving.errors import ServingError
     from serving.routing.snapshot import Replica
 
 MAX_HEAD_BYTES = 65_536
@@ -26,11 +27,34 @@ so that a request seldom meets a connection that is being closed."""
 _WRITE_HIGH_WATER_BYTES = 1024 * 1024
 
 
+class Reader(Protocol):
+    """Who reads the response of a busy connection."""
+
+    def on_block(self, block: bytes) -> None:
+        """The head is complete and these bytes came; `parts` holds the body bytes among them."""
+
+    def upstream_failed(self, error: ServingError) -> None:
+        """What came is not a response."""
+
+    def upstream_lost(self) -> None:
+        """The connection is closed."""
+
+
+class Requester(Protocol):
+    """Who waits for a connection."""
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        """It is open."""
+
+    def connect_failed(self, replica: Replica) -> None:
+        """It could not be opened."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a replica.
 
     Attributes:
-        parts: Body bytes of the current response since the exchange last took them, dechunked.
+        parts: Body bytes of the current response since the reader last took them, dechunked.
         status: Status of the current response, 0 until its head has come.
         headers: Its headers, lower-case names.
         is_complete: Whether the response has ended.
@@ -44,13 +68,13 @@ class UpstreamConnection(asyncio.Protocol):
         "_is_keep_alive",
         "_parser",
         "_pool",
-        "exchange",
         "headers",
         "idle_since",
         "is_complete",
         "is_reused",
         "on_body",
         "parts",
+        "reader",
         "replica",
         "status",
         "transport",
@@ -59,7 +83,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: UpstreamPool, replica: Replica) -> None:
         self._pool = pool
         self.replica = replica
-        self.exchange: Exchange | None = None
+        self.reader: Reader | None = None
         self.transport: asyncio.Transport
         self.parts: list[bytes] = []
         # httptools calls `on_body` for each piece: a list's own append costs no Python frame.
@@ -105,38 +129,38 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        """Frames the next bytes and hands them to the exchange."""
-        exchange = self.exchange
-        if exchange is None:
+        """Frames the next bytes and hands them to the reader."""
+        reader = self.reader
+        if reader is None:
             # Nothing was asked: whatever this is, the connection cannot be trusted again.
             self.transport.abort()
             return
         try:
             self._feed(data)
         except httptools.HttpParserError:
-            exchange.upstream_failed(UpstreamBroken("The engine's response is not valid HTTP."))
+            reader.upstream_failed(UpstreamBroken("The engine's response is not valid HTTP."))
             return
         if self.status:
-            exchange.on_block(data)
+            reader.on_block(data)
             self.parts.clear()
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
-            exchange.upstream_failed(UpstreamBroken("The engine's response head is too large."))
+            reader.upstream_failed(UpstreamBroken("The engine's response head is too large."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells whoever owns the connection."""
-        exchange = self.exchange
-        if exchange is None:
+        reader, self.reader = self.reader, None
+        if reader is None:
             self._pool.forget(self)
         else:
-            exchange.upstream_lost()
+            reader.upstream_lost()
 
-    # What the exchange calls.
+    # What the reader calls.
 
-    def begin(self, exchange: Exchange, payload: bytes) -> None:
-        """Sends a request; its response goes to `exchange`."""
-        self.exchange = exchange
+    def begin(self, reader: Reader, payload: bytes) -> None:
+        """Sends a request; its response goes to `reader`."""
+        self.reader = reader
         self.headers = {}
         self.status = 0
         self.is_complete = False
@@ -151,7 +175,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def release(self) -> None:
         """Gives the connection back: to the pool if it can serve again, else it is closed."""
-        self.exchange = None
+        self.reader = None
         self.parts.clear()
         if self.is_complete and self._is_keep_alive:
             self._pool.give_back(self)
@@ -163,9 +187,11 @@ class UpstreamPool:
     """Idle connections by replica, and the making of new ones."""
 
     def __init__(self, tasks: asyncio.TaskGroup, connect_timeout_s: float) -> None:
-        """Args:
-        tasks: Owns the connect attempts.
-        connect_timeout_s: Deadline of one.
+        """Starts empty.
+
+        Args:
+            tasks: Owns the connect attempts.
+            connect_timeout_s: Deadline of one.
         """
         self._tasks = tasks
         self._connect_timeout_s = connect_timeout_s
@@ -180,11 +206,11 @@ class UpstreamPool:
                 return connection
         return None
 
-    def connect(self, replica: Replica, exchange: Exchange) -> None:
-        """Opens a connection for an exchange, which is called back with it or with the failure."""
-        self._tasks.create_task(self._connect(replica, exchange))
+    def connect(self, replica: Replica, requester: Requester) -> None:
+        """Opens a connection; the requester is called back with it or with the failure."""
+        self._tasks.create_task(self._connect(replica, requester))
 
-    async def _connect(self, replica: Replica, exchange: Exchange) -> None:
+    async def _connect(self, replica: Replica, requester: Requester) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -192,9 +218,9 @@ class UpstreamPool:
                     lambda: UpstreamConnection(self, replica), replica.host, replica.port
                 )
         except OSError:  # TimeoutError is one
-            exchange.connect_failed(replica)
+            requester.connect_failed(replica)
             return
-        exchange.connected(connection)
+        requester.connected(connection)
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keeps a connection for the next request."""

@@ -25,7 +25,6 @@ from serving.gateway.local import LocalRoutes
 from serving.gateway.shared_table import SharedTable
 from serving.gateway.upstream import IDLE_S, UpstreamPool
 from serving.routing.policy import Policy, least_outstanding_tokens
-from serving.routing.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import socket
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from serving.config import GatewayConfig
     from serving.gateway.exchange import Exchange
-    from serving.routing.snapshot import Replica
+    from serving.routing.snapshot import Replica, Snapshot
 
 log = logging.getLogger(__name__)
 

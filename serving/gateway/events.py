@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DATA = b"data: "
 
 
-class EventRelay:
+class EventFilter:
     """Takes a stream's bytes, gives back the events that the client shall see.
 
     Attributes:
@@ -37,12 +37,14 @@ class EventRelay:
         dialect: Dialect,
         model: str,
     ) -> None:
-        """Args:
-        withholds_usage: Whether the usage chunk was our wish and not the client's.
-        error_shape: Whose error body the client expects.
-        request_id: For error bodies that carry it.
-        dialect: Reads the engine's own errors.
-        model: Public name, for their text.
+        """Starts before the first byte of a stream.
+
+        Args:
+            withholds_usage: Whether the usage chunk was our wish and not the client's.
+            error_shape: Whose error body the client expects.
+            request_id: For error bodies that carry it.
+            dialect: Reads the engine's own errors.
+            model: Public name, for their text.
         """
         self._splitter = EventSplitter()
         self._withholds_usage = withholds_usage

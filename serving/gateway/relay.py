@@ -1,0 +1,215 @@
+"""The response on its way from a replica to its client, from the first byte on.
+
+Two relays: one for bodies, one for event streams. Bytes pass as they come; a stream's blocks of whole
+events pass without being touched, only what needs a look (usage, errors, pieces of an event) is
+taken apart. A relay never decides about failures: it tells its exchange.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from serving.errors import ServingError, UpstreamBroken
+from serving.gateway import answers, metrics
+from serving.gateway.sse import CHUNKED_EVENT_END, ERROR_MARK, LAST_CHUNK, USAGE_MARK, chunk
+from serving.gateway.usage import find_usage
+
+if TYPE_CHECKING:
+    from serving.gateway.events import EventFilter
+    from serving.gateway.exchange import Exchange
+    from serving.gateway.upstream import UpstreamConnection
+    from serving.gateway.usage import Usage
+
+_USAGE_TAIL_BYTES = 2048
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+_NO_CACHE = b"cache-control: no-cache\r\n"
+_ITL_BOUNDS_S = metrics.ITL_BOUNDS_S
+_RESPONSE_BYTES = metrics.RESPONSE_BYTES
+
+
+class Relay:
+    """What both relays share: framing towards the client, and the end.
+
+    Attributes:
+        last_at: `time.monotonic()` of the last bytes from the replica.
+        num_events: Events relayed so far.
+        usage: Token counts, once the engine has sent them.
+    """
+
+    __slots__ = ("_exchange", "_frames", "_series", "_upstream", "last_at", "num_events", "usage")
+
+    def __init__(self, exchange: Exchange, upstream: UpstreamConnection) -> None:
+        self._exchange = exchange
+        self._upstream = upstream
+        self._series = exchange.series
+        self._frames = False
+        self.last_at = monotonic()
+        self.num_events = 0
+        self.usage: Usage | None = None
+
+    def upstream_failed(self, error: ServingError) -> None:
+        """The replica's bytes stopped making sense."""
+        self._exchange.break_off(error)
+
+    def upstream_lost(self) -> None:
+        """The replica closed: the end of a close-delimited body, else a failure."""
+        if self._upstream.is_close_delimited:
+            self._upstream.is_complete = True
+            self.on_block(b"")
+        else:
+            self._exchange.report_broken()
+            self._exchange.break_off(
+                UpstreamBroken("The engine closed the connection in the middle of its response.")
+            )
+
+    def on_block(self, block: bytes) -> None:
+        """The next bytes from the replica; `upstream.parts` has them dechunked."""
+        raise NotImplementedError
+
+    def break_off(self, error: ServingError) -> bool:
+        """Tells the client, where the response still allows it, that it stays incomplete.
+
+        Returns:
+            Whether the client can know; if not, its connection has to be reset.
+        """
+        return False
+
+    def _head(self, framing: bytes) -> bytes:
+        request, upstream = self._exchange.request, self._upstream
+        content_type = upstream.headers.get(b"content-type", answers.JSON)
+        return answers.head(
+            request, upstream.status, content_type, framing, self._exchange.worker.date
+        )
+
+    def _unsized_framing(self) -> bytes:
+        """Framing of a body of unknown length; to HTTP/1.0 it ends with the connection."""
+        request = self._exchange.request
+        if request.is_http10:
+            request.keep_alive = False
+            return b""
+        self._frames = True
+        return _CHUNKED
+
+    def _framed(self, payload: bytes) -> bytes:
+        if not self._frames:
+            return payload
+        framed = chunk(payload) if payload else b""
+        return framed + LAST_CHUNK if self._upstream.is_complete else framed
+
+    def _write(self, payload: bytes) -> None:
+        if payload:
+            self._series.add(_RESPONSE_BYTES, len(payload))
+            self._exchange.client.write(payload)
+
+
+class BodyRelay(Relay):
+    """A response that is not a stream of events."""
+
+    __slots__ = ("_tail",)
+
+    def __init__(self, exchange: Exchange, upstream: UpstreamConnection) -> None:
+        super().__init__(exchange, upstream)
+        self._tail = b""
+
+    def begin(self) -> None:
+        """Writes the head with what has come of the body."""
+        length = self._upstream.headers.get(b"content-length")
+        framing = self._unsized_framing() if length is None else b"content-length: %b\r\n" % length
+        self._pass_on(self._head(framing))
+
+    def on_block(self, block: bytes) -> None:
+        """Passes the next part of the body on."""
+        self._pass_on(b"")
+
+    def _pass_on(self, head: bytes) -> None:
+        self.last_at = monotonic()
+        parts = self._upstream.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._write(head + self._framed(body))
+        self._tail = (self._tail + body)[-_USAGE_TAIL_BYTES:] if self._tail else body
+        if self._upstream.is_complete:
+            self.usage = find_usage(self._tail[-_USAGE_TAIL_BYTES:])
+            self._exchange.complete()
+
+
+class StreamRelay(Relay):
+    """A stream of server-sent events."""
+
+    __slots__ = (
+        "_client_write",
+        "_events",
+        "_is_fast",
+        "_itl_at",
+        "_itl_sum_at",
+        "_sent_at",
+        "_values",
+    )
+
+    def __init__(
+        self, exchange: Exchange, upstream: UpstreamConnection, events: EventFilter
+    ) -> None:
+        super().__init__(exchange, upstream)
+        self._events = events
+        self._is_fast = False
+        self._client_write = exchange.client.write
+        # The fast path counts without a call: these are the places of its counters.
+        self._values = self._series.values
+        self._itl_at = self._series.base + metrics.ITL
+        self._itl_sum_at = self._series.base + metrics.ITL_SUM
+        self._sent_at = self._series.base + _RESPONSE_BYTES
+
+    def begin(self) -> None:
+        """Writes the head with the first events."""
+        self._series.observe_ttft(self.last_at - self._exchange.request.received_at)
+        self._filter(self._head(_NO_CACHE + self._unsized_framing()))
+
+    def on_block(self, block: bytes) -> None:
+        """The next bytes of the stream. Whole events in whole chunks pass as they are."""
+        now = monotonic()
+        waited_s = now - self.last_at
+        self.last_at = now
+        values = self._values
+        values[self._itl_at + bisect_left(_ITL_BOUNDS_S, waited_s)] += 1
+        values[self._itl_sum_at] += waited_s
+        if (
+            self._is_fast
+            and block.endswith(CHUNKED_EVENT_END)
+            and USAGE_MARK not in block
+            and ERROR_MARK not in block
+            and not self._upstream.is_complete
+        ):
+            self._client_write(block)
+            self.num_events += 1
+            values[self._sent_at] += len(block)
+        else:
+            self._filter(b"")
+
+    def _filter(self, head: bytes) -> None:
+        """The slow path: takes the bytes apart into events and frames what the client shall see."""
+        upstream, events = self._upstream, self._events
+        try:
+            payload = events.feed(upstream.parts, is_last=upstream.is_complete)
+        except ServingError as error:
+            self._exchange.break_off(error)
+            return
+        self.num_events += events.num_relayed
+        self.usage = events.usage
+        self._write(head + self._framed(payload))
+        if upstream.is_complete:
+            self._exchange.complete()
+            return
+        # Between two events, and between two chunks, the engine's own chunks may pass again.
+        self._is_fast = (
+            self._frames and events.is_between_events and b"transfer-encoding" in upstream.headers
+        )
+
+    def break_off(self, error: ServingError) -> bool:
+        """Ends the stream with one error event."""
+        if not self._frames:
+            return False
+        request = self._exchange.request
+        shape, request_id = request.error_shape, request.request_id.decode()
+        self._write(chunk(answers.error_event(error, shape, request_id)) + LAST_CHUNK)
+        return True

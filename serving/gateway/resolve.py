@@ -1,0 +1,85 @@
+"""From a request's body to the model that shall answer it and what that will cost; pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from serving.errors import BadRequest, NoReplica, NotOffered, UnknownModel
+from serving.gateway.request import read_body_fields
+from serving.routing.cost import estimate_tokens
+
+if TYPE_CHECKING:
+    from serving.gateway.endpoints import Endpoint
+    from serving.gateway.request import BodyFields
+    from serving.routing.snapshot import Model, Snapshot
+
+_MAX_SHOWN_CHARS = 200
+
+
+class Route(NamedTuple):
+    """Where a request goes.
+
+    Attributes:
+        endpoint: The relayed route.
+        model: As it was when the request came; attempts look its replicas up anew.
+        engine_name: What to put in place of the body's `model`, or None to leave it.
+        cost_tokens: Charged to the replica while it works.
+        adds_usage: Whether we ask for a stream's usage because the client did not; the chunk that
+            the engine sends for it is withheld.
+    """
+
+    endpoint: Endpoint
+    model: Model
+    engine_name: str | None
+    cost_tokens: int
+    adds_usage: bool
+
+
+def resolve(endpoint: Endpoint, body: bytes, snapshot: Snapshot) -> Route:
+    """Finds the model of a request.
+
+    Args:
+        endpoint: The route that it came in on.
+        body: The whole body.
+        snapshot: The fleet at this moment.
+
+    Raises:
+        BadRequest: If the body is not a JSON object with the right types.
+        UnknownModel: If no replica serves the model.
+        NotOffered: If its engine does not offer the endpoint.
+        NoReplica: If the model may be served by a replica that has not been reached yet.
+    """
+    fields = read_body_fields(body)
+    model = _find_model(endpoint, fields.model, snapshot)
+    if endpoint.path not in model.offered:
+        raise NotOffered(f"The engine that serves '{model.name}' does not offer {endpoint.path}.")
+    bound = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
+    return Route(
+        endpoint,
+        model,
+        None if fields.model == model.engine_name else model.engine_name,
+        estimate_tokens(len(body), bound, fields.n or 1),
+        endpoint.injects_usage and _lacks_usage(fields),
+    )
+
+
+def _lacks_usage(fields: BodyFields) -> bool:
+    if not fields.stream:
+        return False
+    return fields.stream_options is None or not fields.stream_options.include_usage
+
+
+def _find_model(endpoint: Endpoint, name: str | None, snapshot: Snapshot) -> Model:
+    if name is None:
+        if endpoint.model_optional and snapshot.default_model is not None:
+            return snapshot.default_model
+        raise BadRequest("You must provide a 'model' parameter.", param="model")
+    model = snapshot.models.get(name)
+    if model is not None:
+        return model
+    shown = name[:_MAX_SHOWN_CHARS]
+    if not snapshot.is_complete:
+        raise NoReplica(f"No reachable replica serves '{shown}' yet; some have not been reached.")
+    raise UnknownModel(
+        f"The model '{shown}' does not exist. GET /v1/models lists the ones that do.", param="model"
+    )
