@@ -112,7 +112,7 @@ class Listen(Settings):
             ConfigError: If the text is not of that form.
         """
         host, separator, port = text.rpartition(":")
-        if not separator or not port.isdigit() or int(port) > 65535:
+        if not separator or not port.isdecimal() or int(port) > 65535:
             raise ConfigError(f"--listen {text}: write HOST:PORT, e.g. 127.0.0.1:8000")
         return cls(host=host.strip("[]") or "0.0.0.0", port=int(port))  # noqa: S104
 
@@ -138,7 +138,7 @@ class GatewayConfig(Settings):
     """Everything that a gateway worker needs to serve."""
 
     listen: Listen
-    replicas: tuple[ReplicaConfig, ...] = Field(min_length=1)
+    replicas: tuple[ReplicaConfig, ...] = Field(min_length=1, max_length=1024)
     aliases: dict[str, str] = Field(default_factory=dict)
     """Public model name → name of a model that replicas serve."""
     workers: int = Field(default=1, ge=1, le=256)

@@ -42,7 +42,10 @@ def gateway(
         ),
     ] = None,
     insecure_no_auth: Annotated[
-        bool, typer.Option(help="Serve without API keys on an address that others can reach.")
+        bool,
+        typer.Option(
+            "--insecure-no-auth", help="Serve without API keys on an address that others can reach."
+        ),
     ] = False,
     connect_timeout_s: Annotated[float, typer.Option(min=0.01)] = _DEFAULTS.connect_s,
     first_byte_timeout_s: Annotated[float, typer.Option(min=0.01)] = _DEFAULTS.first_byte_s,

@@ -54,6 +54,9 @@ class Dialect(ABC):
             inference_id: Shall be, or be in, the response's `id`.
             engine_name: What to put as `model`, or None to leave it.
             add_usage: Whether to ask for the usage of a stream.
+
+        Raises:
+            BadRequest: If the body is not what it was taken for.
         """
 
     @abstractmethod

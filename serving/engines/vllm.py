@@ -9,6 +9,7 @@ import msgspec
 
 from serving.engines.base import Dialect
 from serving.errors import (
+    BadRequest,
     ContextTooLong,
     EngineRefused,
     NotOffered,
@@ -81,7 +82,7 @@ class Vllm(Dialect):
         names_response = path == _RESPONSES
         if engine_name is None and not add_usage and not names_response:
             return body
-        fields = _decode_object(body)
+        fields = _decode_fields(body)
         if engine_name is not None:
             fields["model"] = msgspec.Raw(_encode(engine_name))
         if add_usage:
@@ -110,11 +111,19 @@ class Vllm(Dialect):
         )
 
 
+def _decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """Top-level fields, undecoded; also checks what the gateway's own reading skips: their names."""
+    try:
+        return _decode_object(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"The request body is not valid JSON: {error}.") from None
+
+
 def _with_usage(stream_options: msgspec.Raw | None) -> msgspec.Raw:
     """`stream_options` with `include_usage` true and whatever else the client had set."""
     if stream_options is None or bytes(stream_options) == b"null":
         return _INCLUDE_USAGE
-    options = _decode_object(bytes(stream_options))
+    options = _decode_fields(bytes(stream_options))
     options["include_usage"] = _TRUE
     return msgspec.Raw(_encode(options))
 

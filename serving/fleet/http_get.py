@@ -70,6 +70,6 @@ async def _read(reader: asyncio.StreamReader) -> Got:
             raise OSError("the answer is too large")
         try:
             parser.feed_data(block)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise OSError(f"the answer is not HTTP: {error}") from error
     return Got(parser.get_status_code(), b"".join(response.parts))

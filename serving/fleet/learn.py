@@ -46,7 +46,7 @@ async def is_healthy(replica: Replica, *, timeout_s: float, api_key: str | None)
     path = replica.dialect.health_path
     try:
         got = await get(replica.host, replica.port, path, timeout_s=timeout_s, api_key=api_key)
-    except OSError:
+    except (OSError, UnicodeError):  # a host that cannot be a name is a UnicodeError
         return False
     return got.status == 200
 
@@ -64,7 +64,7 @@ async def learn(replica: Replica, *, timeout_s: float, api_key: str | None) -> S
         if models.status != 200:
             return None
         return Served(_read_models(models.body), _read_routes(replica, routes.status, routes.body))
-    except (OSError, msgspec.DecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -8,6 +8,8 @@ connection, or the writing half of it, has left: its request is given up.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -35,6 +37,8 @@ _MAX_PIPELINED_BODY_BYTES = 1024 * 1024
 _LINGER_S = 2.0
 """How long we read on after a last answer, so that a reset does not overtake it (RFC 9112, 9.6)."""
 _HOP_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
+_VERSIONS = ("1.1", "1.0")
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -47,24 +51,31 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_chunk_began_at",
         "_head_bytes",
         "_is_advancing",
         "_is_deaf",
         "_is_reading_paused",
         "_is_upgrade",
         "_last_data_at",
+        "_owes_continue",
         "_parser",
         "_pending",
+        "_raw_headers",
         "_reading",
         "_transport",
         "_worker",
         "exchange",
         "is_write_paused",
+        "on_header",
         "write",
     )
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        # httptools calls `on_header(name, value)`: a dict's own setter costs no Python frame.
+        self._raw_headers: dict[bytes, bytes] = {}
+        self.on_header = self._raw_headers.__setitem__
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
@@ -73,6 +84,8 @@ class ClientConnection(asyncio.Protocol):
         self._reading: Request | None = None
         self._pending: deque[Request] = deque()
         self._head_bytes = 0
+        self._chunk_began_at = -1
+        self._owes_continue = False
         self._is_deaf = False
         self._is_advancing = False
         self._is_reading_paused = False
@@ -97,6 +110,13 @@ class ClientConnection(asyncio.Protocol):
         worker = self._worker
         worker.connections.discard(self)
         worker.metrics.worker.add(CONNECTIONS, -1)
+        self._leave()
+
+    def eof_received(self) -> None:
+        """The client has closed, or half-closed, its side: it has left (what was answered is flushed)."""
+        self._leave()
+
+    def _leave(self) -> None:
         self._is_deaf = True
         self._pending.clear()
         exchange, self.exchange = self.exchange, None
@@ -128,7 +148,7 @@ class ClientConnection(asyncio.Protocol):
             self._ignore_upgrade(data[cast("int", upgrade.args[0]) :])
         except httptools.HttpParserError as error:
             self._refuse(MalformedHttp(f"The request is not valid HTTP/1.1: {error}."))
-        if self._head_bytes > self._worker.config.limits.max_head_bytes and self._is_in_head:
+        if self._head_bytes > self._worker.config.limits.max_head_bytes and self._is_in_headers:
             self._refuse(head_too_large(self._worker.config.limits))
         if self._pending:
             self._advance()
@@ -137,17 +157,21 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A request line begins."""
-        self._reading = Request()
+        self._reading = request = Request()
+        request.received_at = self._last_data_at
+        self._raw_headers.clear()
+        self._chunk_began_at = -1
 
     def on_url(self, target: bytes) -> None:
         """A piece of the request target."""
         if self._reading is not None:
             self._reading.target += target
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+    def on_chunk_header(self) -> None:
+        """A chunk of a body begins, perhaps the last, which has only trailers."""
         if self._reading is not None:
-            self._reading.headers[name.lower()] = value
+            self._head_bytes = 0
+            self._chunk_began_at = self._reading.body_bytes
 
     def on_headers_complete(self) -> None:
         """The head is complete: everything that can be refused before the body is."""
@@ -155,15 +179,22 @@ class ClientConnection(asyncio.Protocol):
         if request is None:
             return
         parser = self._parser
+        # Trailers come after this and stay in the raw headers, unread.
+        request.headers = {name.lower(): value for name, value in self._raw_headers.items()}
         request.method = parser.get_method()
         request.keep_alive = parser.should_keep_alive() and not self._worker.is_draining
         # Only a head with a `connection` header, or one that ends it, can be HTTP/1.0.
         if not request.keep_alive or b"connection" in request.headers:
-            request.is_http10 = parser.get_http_version() == "1.0"
+            version = parser.get_http_version()
+            request.is_http10 = version == "1.0"
+            if version not in _VERSIONS:
+                request.keep_alive = False
+                request.refusal = MalformedHttp(f"HTTP/{version} is not supported; use HTTP/1.1.")
         request.inference_id = self._worker.inference_ids.next()
         self._is_upgrade = parser.should_upgrade()
         try:
-            admit(request, self._head_bytes, self._worker.config.limits, self._worker.api_keys)
+            if request.refusal is None:
+                admit(request, self._head_bytes, self._worker.config.limits, self._worker.api_keys)
         except ServingError as error:
             request.refusal = error
         self._expect_body(request)
@@ -199,12 +230,21 @@ class ClientConnection(asyncio.Protocol):
         """Asks for the body, reads on, or stops there: a refused client need not send it all."""
         expects = request.headers.get(b"expect", b"").lower() == b"100-continue"
         if request.refusal is None:
-            if expects and self.exchange is None and not self._pending:
-                self.write(answers.CONTINUE)
+            if expects and not request.is_http10:
+                self._owes_continue = True
+                self._ask_for_body()
             return
         length = int(request.headers.get(b"content-length", b"0"))
         if expects or length > _MAX_DRAINED_BODY_BYTES:
             self._stop_reading(request)
+
+    def _ask_for_body(self) -> None:
+        """Sends the 100 that a client waits for, once all before it has been answered."""
+        if self.exchange is not None or self._pending:
+            return
+        self._owes_continue = False
+        if self._reading is not None and b"expect" in self._reading.headers:
+            self.write(answers.CONTINUE)
 
     def _stop_reading(self, request: Request) -> None:
         """Answers a refused request without its body; the connection cannot go on after that."""
@@ -235,6 +275,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(MalformedHttp("CONNECT is not supported."))
             return
         lines = [b"%b %b HTTP/1.1\r\n" % (request.method, request.target)]
+        if not request.keep_alive:
+            lines.append(b"connection: close\r\n")
         lines += [
             b"%b: %b\r\n" % item for item in request.headers.items() if item[0] not in _HOP_HEADERS
         ]
@@ -252,7 +294,10 @@ class ClientConnection(asyncio.Protocol):
         while pending and self.exchange is None and not self.is_write_paused:
             self._begin(pending.popleft())
         self._is_advancing = False
-        self._bound_pending()
+        if self._owes_continue:
+            self._ask_for_body()
+        if pending or self._is_reading_paused:
+            self._bound_pending()
 
     def _begin(self, request: Request) -> None:
         worker = self._worker
@@ -293,12 +338,19 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None:
             return
         if abort:
-            self._transport.abort()
+            self._reset()
             return
         self._last_data_at = monotonic()
         self._after_answer(exchange.request)
-        if self._pending:
+        if self._pending or self._owes_continue:
             self._advance()
+
+    def _reset(self) -> None:
+        """Closes by a TCP reset: to HTTP/1.0 an orderly end would mean that the body is whole."""
+        own = self._transport.get_extra_info("socket")
+        if own is not None and not self._transport.is_closing():
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
 
     def _after_answer(self, request: Request) -> None:
         if request.keep_alive and not self._worker.is_draining:
@@ -333,6 +385,19 @@ class ClientConnection(asyncio.Protocol):
         return self._reading is not None and not self._reading.method
 
     @property
+    def _is_in_headers(self) -> bool:
+        """Whether a head is being read, or the trailers of a chunked body."""
+        request = self._reading
+        return self._is_in_head or (
+            request is not None and request.body_bytes == self._chunk_began_at
+        )
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the client has yet to take bytes that were written."""
+        return self._transport.get_write_buffer_size() > 0
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is being read or answered."""
         return self.exchange is None and self._reading is None and not self._pending
@@ -348,11 +413,19 @@ class ClientConnection(asyncio.Protocol):
             if silent_s > (_LINGER_S if has_sent_all else timeouts.idle_s):
                 self._transport.abort()
         elif self._reading is not None:
-            limit_s = timeouts.client_head_s if self._is_in_head else timeouts.client_body_s
-            if silent_s > limit_s:
+            # A head has to be complete in time, a body has to go on.
+            if (
+                now - self._reading.received_at > timeouts.client_head_s
+                if self._is_in_head
+                else silent_s > timeouts.client_body_s
+            ):
                 self._refuse(RequestTimeout("The request did not arrive in time."))
         elif silent_s > timeouts.keep_alive_s:
-            self._transport.close()
+            # With bytes that nobody takes, an orderly close would never end.
+            if self.has_unsent:
+                self._transport.abort()
+            else:
+                self._transport.close()
 
     def close_if_idle(self) -> None:
         """Part of draining: connections without work are closed at once."""

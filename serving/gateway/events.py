@@ -5,6 +5,7 @@ The relay's fast path does not come here: it passes blocks of whole events as th
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from serving.gateway.answers import error_event
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from serving.gateway.endpoints import ErrorShape
 
 _DATA = b"data: "
+_ERROR_DATA = re.compile(rb'data: \{\s*"(?:error"|type"\s*:\s*"error")')
+"""OpenAI's error event, and Anthropic's; `"error":null` is a field of well responses."""
 
 
 class EventFilter:
@@ -89,7 +92,7 @@ class EventFilter:
             self._merge_usage(find_usage(event))
             if self._withholds_usage and NO_CHOICES_MARK in event:
                 return b""
-        elif ERROR_MARK in event:
+        elif ERROR_MARK in event and _ERROR_DATA.search(event):
             _, _, data = event.partition(_DATA)
             error = self._dialect.to_error(500, data.strip(), self._model)
             return error_event(error, self._error_shape, self._request_id)

@@ -111,6 +111,8 @@ class Exchange:
                 cause = NoReplica(f"No replica of '{name}' can take a request now.")
             self._answer_error(cause)
             return
+        if cause is not None:
+            self.series.add(metrics.RETRIES, 1)
         loads = worker.ledger.outstanding_tokens(candidates)
         replica = candidates[worker.policy(loads, worker.next_rotation())]
         self._num_attempts += 1
@@ -132,11 +134,17 @@ class Exchange:
         self.series.add(metrics.IN_FLIGHT, 1)
 
     def _send(self, connection: UpstreamConnection) -> None:
+        try:
+            payload = self._engine_request(connection.replica)
+        except ServingError as error:
+            self.worker.pool.give_back(connection)
+            self._answer_error(error)
+            return
         self._upstream = connection
         self._phase = Phase.WAITING
         self._sent_at = monotonic()
         self._num_sends += 1
-        connection.begin(self, self._engine_request(connection.replica))
+        connection.begin(self, payload)
 
     def _engine_request(self, replica: Replica) -> bytes:
         """Head and body for the engine: of the client's headers only its trace context passes."""
@@ -193,7 +201,7 @@ class Exchange:
         # What a retry would have needed is not needed any more.
         self._payload = b""
         self.request.body_parts = []
-        relay.begin()
+        relay.begin(block)
 
     def _event_filter(self, replica: Replica) -> EventFilter:
         return EventFilter(
@@ -229,7 +237,8 @@ class Exchange:
         upstream = self._upstream
         if upstream is None:
             return
-        if upstream.is_reused and not upstream.status:
+        may_send = self._num_sends < _MAX_SENDS
+        if upstream.is_reused and not upstream.status and may_send:
             # It was closing while we wrote. The replica may be well: same one, new connection.
             self._upstream = None
             self.worker.pool.drop(upstream.replica)
@@ -260,7 +269,6 @@ class Exchange:
         if self._num_attempts >= self.worker.config.limits.max_attempts:
             self._answer_error(error)
             return
-        self.series.add(metrics.RETRIES, 1)
         self._phase = Phase.CHOOSING
         self._attempt(error)
 
@@ -305,17 +313,21 @@ class Exchange:
     def _settle(self, status: int) -> None:
         self._phase = Phase.DONE
         self._leave_replica()
-        request, series, relay = self.request, self.series, self._relay
-        series.add(metrics.IN_FLIGHT, -1)
-        series.add(metrics.REQUEST_BYTES, request.body_bytes)
-        if relay is not None and relay.usage is not None:
-            series.add(metrics.PROMPT_TOKENS, relay.usage.prompt_tokens)
-            series.add(metrics.COMPLETION_TOKENS, relay.usage.completion_tokens)
-        elif relay is not None and relay.num_events:
-            # Cut off before its usage: engines send one token an event.
-            series.add(metrics.COMPLETION_TOKENS, relay.num_events)
-        series.finish(status, monotonic() - request.received_at)
+        request, relay = self.request, self._relay
+        prompt_tokens = completion_tokens = 0
+        if relay is not None:
+            if relay.usage is not None:
+                prompt_tokens, completion_tokens = relay.usage
+            else:
+                # Cut off before its usage: engines send one token an event.
+                completion_tokens = relay.num_events
+        duration_s = monotonic() - request.received_at
+        self.series.settle(
+            status, duration_s, request.body_bytes, prompt_tokens, completion_tokens
+        )
         self.worker.exchanges.discard(self)
+        # Exchange and relay know each other: unlinked, they are freed without the cycle collector.
+        self._relay = None
 
     # Flow control and deadlines.
 

@@ -57,14 +57,17 @@ def create_key(path: Path, name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name {name}: use 1 to 64 letters, digits or . _ @ -")
-    if path.exists() and path.stat().st_size and any(k.name == name for k in read_key_file(path)):
-        raise ConfigError(f"--name {name}: the file has a key of this name; choose another")
+    line_end = ""
+    if path.exists() and path.stat().st_size:
+        if any(k.name == name for k in read_key_file(path)):
+            raise ConfigError(f"--name {name}: the file has a key of this name; choose another")
+        line_end = "" if path.read_bytes().endswith(b"\n") else "\n"
     key = f"hr-{secrets.token_urlsafe(_KEY_BYTES)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(f"{name} sha256:{digest}\n")
+            file.write(f"{line_end}{name} sha256:{digest}\n")
     except OSError as error:
         raise ConfigError(f"--file {path}: {error.strerror}") from None
     return key

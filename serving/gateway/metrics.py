@@ -81,7 +81,8 @@ _DURATION = ITL_SUM + 1
 _DURATION_SUM = _DURATION + len(DURATION_BOUNDS_S) + 1
 NUM_COLUMNS = _DURATION_SUM + 1
 
-_SEPARATOR = "\0"
+_SEPARATOR = "\x1f"
+"""Not NUL: the table pads its keys with that, so that a last empty label would be lost."""
 NO_LABELS = ("", "", "")
 
 
@@ -120,6 +121,22 @@ class Series:
         values[base + _REQUESTS + _STATUS_OFFSET.get(status, _OTHER_STATUS)] += 1
         values[base + _DURATION + bisect_left(DURATION_BOUNDS_S, seconds)] += 1
         values[base + _DURATION_SUM] += seconds
+
+    def settle(
+        self,
+        status: int,
+        seconds: float,
+        request_bytes: int,
+        prompt_tokens: int,
+        completion_tokens: int,
+    ) -> None:
+        """Ends a request that was in flight: one call for everything that is known at its end."""
+        values, base = self.values, self.base
+        values[base + IN_FLIGHT] -= 1
+        values[base + REQUEST_BYTES] += request_bytes
+        values[base + PROMPT_TOKENS] += prompt_tokens
+        values[base + COMPLETION_TOKENS] += completion_tokens
+        self.finish(status, seconds)
 
 
 class Metrics:

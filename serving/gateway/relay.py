@@ -113,7 +113,7 @@ class BodyRelay(Relay):
         super().__init__(exchange, upstream)
         self._tail = b""
 
-    def begin(self) -> None:
+    def begin(self, block: bytes) -> None:
         """Writes the head with what has come of the body."""
         length = self._upstream.headers.get(b"content-length")
         framing = self._unsized_framing() if length is None else b"content-length: %b\r\n" % length
@@ -160,10 +160,10 @@ class StreamRelay(Relay):
         self._itl_sum_at = self._series.base + metrics.ITL_SUM
         self._sent_at = self._series.base + _RESPONSE_BYTES
 
-    def begin(self) -> None:
+    def begin(self, block: bytes) -> None:
         """Writes the head with the first events."""
         self._series.observe_ttft(self.last_at - self._exchange.request.received_at)
-        self._filter(self._head(_NO_CACHE + self._unsized_framing()))
+        self._filter(self._head(_NO_CACHE + self._unsized_framing()), block)
 
     def on_block(self, block: bytes) -> None:
         """The next bytes of the stream. Whole events in whole chunks pass as they are."""
@@ -180,13 +180,14 @@ class StreamRelay(Relay):
             and ERROR_MARK not in block
             and not self._upstream.is_complete
         ):
-            self._client_write(block)
+            write = self._client_write
+            write(block)
             self.num_events += 1
             values[self._sent_at] += len(block)
         else:
-            self._filter(b"")
+            self._filter(b"", block)
 
-    def _filter(self, head: bytes) -> None:
+    def _filter(self, head: bytes, block: bytes) -> None:
         """The slow path: takes the bytes apart into events and frames what the client shall see."""
         upstream, events = self._upstream, self._events
         try:
@@ -202,7 +203,10 @@ class StreamRelay(Relay):
             return
         # Between two events, and between two chunks, the engine's own chunks may pass again.
         self._is_fast = (
-            self._frames and events.is_between_events and b"transfer-encoding" in upstream.headers
+            self._frames
+            and events.is_between_events
+            and block.endswith(CHUNKED_EVENT_END)
+            and b"transfer-encoding" in upstream.headers
         )
 
     def break_off(self, error: ServingError) -> bool:

@@ -17,7 +17,7 @@ CHUNKED_EVENT_END = b"\n\n\r\n"
 JSON has no raw line feed, so these bytes cannot stand inside an event's data."""
 
 USAGE_MARK = b'"usage":{'
-ERROR_MARK = b'data: {"error"'
+ERROR_MARK = b'"error":'
 """Unescaped quotes: neither can be part of generated text, which is inside a JSON string."""
 
 NO_CHOICES_MARK = b'"choices":[]'
@@ -64,8 +64,13 @@ class EventSplitter:
 
 def _event_end(buffered: bytes, start: int) -> int:
     """Index after the first empty line from `start` on, or -1."""
-    ends = [at + len(mark) for mark in _ENDS if (at := buffered.find(mark, start)) >= 0]
-    return min(ends, default=-1)
+    end = -1
+    for mark in _ENDS:
+        # No further than the end found before: a burst of events is searched once, not once an event.
+        at = buffered.find(mark, start) if end < 0 else buffered.find(mark, start, end)
+        if at >= 0:
+            end = at + len(mark)
+    return end
 
 
 def chunk(payload: bytes) -> bytes:

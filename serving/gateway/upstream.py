@@ -68,11 +68,13 @@ class UpstreamConnection(asyncio.Protocol):
         "_is_keep_alive",
         "_parser",
         "_pool",
+        "_raw_headers",
         "headers",
         "idle_since",
         "is_complete",
         "is_reused",
         "on_body",
+        "on_header",
         "parts",
         "reader",
         "replica",
@@ -86,8 +88,10 @@ class UpstreamConnection(asyncio.Protocol):
         self.reader: Reader | None = None
         self.transport: asyncio.Transport
         self.parts: list[bytes] = []
-        # httptools calls `on_body` for each piece: a list's own append costs no Python frame.
+        # httptools calls these for each piece: the containers' own methods cost no Python frame.
         self.on_body = self.parts.append
+        self._raw_headers: dict[bytes, bytes] = {}
+        self.on_header = self._raw_headers.__setitem__
         self.headers: dict[bytes, bytes] = {}
         self.status = 0
         self.is_complete = False
@@ -100,20 +104,19 @@ class UpstreamConnection(asyncio.Protocol):
 
     # What httptools calls.
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer: those come after the head and are dropped."""
-        if not self.status:
-            self.headers[name.lower()] = value
-
     def on_headers_complete(self) -> None:
         """The head is complete; interim responses (1xx) are skipped."""
         status = self._parser.get_status_code()
+        raw = self._raw_headers
         if status < 200:
-            self.headers.clear()
+            raw.clear()
         elif self.status:
             raise UpstreamBroken("The engine sent a second response.")
         else:
             self.status = status
+            # Trailers come after this and stay in the raw headers, unread.
+            self.headers = {name.lower(): value for name, value in raw.items()}
+            raw.clear()
             # Asked here: llhttp forgets the answer when the message ends.
             self._is_keep_alive = self._parser.should_keep_alive()
 
@@ -131,13 +134,15 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Frames the next bytes and hands them to the reader."""
         reader = self.reader
+        feed = self._feed
         if reader is None:
             # Nothing was asked: whatever this is, the connection cannot be trusted again.
             self.transport.abort()
             return
         try:
-            self._feed(data)
-        except httptools.HttpParserError:
+            feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._is_keep_alive = False
             reader.upstream_failed(UpstreamBroken("The engine's response is not valid HTTP."))
             return
         if self.status:
@@ -161,7 +166,7 @@ class UpstreamConnection(asyncio.Protocol):
     def begin(self, reader: Reader, payload: bytes) -> None:
         """Sends a request; its response goes to `reader`."""
         self.reader = reader
-        self.headers = {}
+        self._raw_headers.clear()
         self.status = 0
         self.is_complete = False
         self._head_bytes = 0
@@ -217,7 +222,11 @@ class UpstreamPool:
                 _, connection = await loop.create_connection(
                     lambda: UpstreamConnection(self, replica), replica.host, replica.port
                 )
-        except OSError:  # TimeoutError is one
+        except (OSError, UnicodeError):  # a deadline is an OSError, a bad host name a UnicodeError
+            requester.connect_failed(replica)
+            return
+        if connection.transport.is_closing():
+            # Accepted and closed at once: it is lost already, nobody would be told of that again.
             requester.connect_failed(replica)
             return
         requester.connected(connection)

@@ -7,6 +7,7 @@ other only through the shared tables.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -129,6 +130,9 @@ class Worker:
             server = await loop.create_server(
                 lambda: ClientConnection(self), sock=listening, backlog=_BACKLOG
             )
+            # What is alive now stays: the collector need not walk it, and delay tokens, ever again.
+            gc.collect()
+            gc.freeze()
             on_ready()
             try:
                 await self._stop.wait()
@@ -160,7 +164,7 @@ class Worker:
     async def _drain(self) -> None:
         """Lets requests in flight end, within the deadline, then resets what is left."""
         deadline = time.monotonic() + self.config.timeouts.drain_s
-        while self.exchanges and time.monotonic() < deadline:
+        while self._is_sending and time.monotonic() < deadline:
             for connection in list(self.connections):
                 connection.close_if_idle()
             await asyncio.sleep(0.05)
@@ -172,6 +176,10 @@ class Worker:
         for connection in list(self.connections):
             connection.abort()
         self.pool.close_idle(float("inf"))
+
+    @property
+    def _is_sending(self) -> bool:
+        return bool(self.exchanges) or any(client.has_unsent for client in self.connections)
 
     async def _sweep(self) -> None:
         """Keeps the deadlines of all connections and requests, half a second's grain."""

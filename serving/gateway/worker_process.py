@@ -182,8 +182,14 @@ def _main(config: GatewayConfig, index: int, metrics_dir: Path, parent: Connecti
     async def serve() -> None:
         worker = Worker(config, index, metrics_dir)
         worker.stop_on_signals()
+        loop = asyncio.get_running_loop()
+
+        def parent_gone() -> None:
+            loop.remove_reader(parent.fileno())
+            worker.stop()
+
         # The parent never writes: readable means that it is gone.
-        asyncio.get_running_loop().add_reader(parent.fileno(), worker.stop)
+        loop.add_reader(parent.fileno(), parent_gone)
         await worker.serve(listening, lambda: parent.send_bytes(b"ready"))
 
     uvloop.run(serve())

@@ -1,0 +1,1 @@
+"""Benchmarks of Headrace, shipped with it: each measures beside its peers and a control."""
