@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from serving.cli.doctor import doctor
 from serving.cli.gateway import gateway
 from serving.cli.keys import keys
+from serving.cli.up import up
 
 app = typer.Typer(
     name="headrace",
@@ -14,7 +16,9 @@ app = typer.Typer(
     add_completion=False,
     help="One OpenAI-compatible endpoint over vLLM replicas, with adaptation built in.",
 )
+app.command()(up)
 app.command()(gateway)
+app.command()(doctor)
 app.add_typer(keys, name="keys")
 
 
