@@ -66,14 +66,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs the engine; the first such test also pays for the engine's start.
+    """Puts what needs an engine after everything else, and what is slow last.
 
-    On a fresh machine that start fetches and converts the default model.
+    The first test with the session's engine gets the time of its start, which on a fresh machine
+    fetches and converts the default model.
     """
-    needy = [item for item in items if "engine" in getattr(item, "fixturenames", ())]
-    for item in needy:
-        item.add_marker(pytest.mark.engine)
-    for item in needy[:1]:
+
+    def has(item: pytest.Item, mark: str) -> bool:
+        return item.get_closest_marker(mark) is not None
+
+    items.sort(key=lambda item: (has(item, "engine"), has(item, "slow")))
+    needy = [item for item in items if has(item, "engine")]
+    for item in [item for item in needy if "engine" in getattr(item, "fixturenames", ())][:1]:
         item.add_marker(pytest.mark.timeout(FIRST_ENGINE_TEST_DEADLINE_S))
 
 

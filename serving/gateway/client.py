@@ -38,6 +38,7 @@ _LINGER_S = 2.0
 """How long we read on after a last answer, so that a reset does not overtake it (RFC 9112, 9.6)."""
 _HOP_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
 _VERSIONS = ("1.1", "1.0")
+_TCP_ESTABLISHED = 1  # first byte of `struct tcp_info` (linux/tcp.h)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -404,6 +405,10 @@ class ClientConnection(asyncio.Protocol):
 
     def check_deadlines(self, now: float) -> None:
         """Closes a connection that has been silent for too long; the worker's sweep calls it."""
+        if self._is_reading_paused and not self._is_established():
+            # Unread requests hide the client's leaving.
+            self._transport.abort()
+            return
         silent_s = now - self._last_data_at
         timeouts = self._worker.config.timeouts
         if self.exchange is not None:
@@ -426,6 +431,13 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.abort()
             else:
                 self._transport.close()
+
+    def _is_established(self) -> bool:
+        """Whether the client's side is open, as far as the kernel can tell without reading."""
+        own = self._transport.get_extra_info("socket")
+        if own is None or not hasattr(socket, "TCP_INFO"):
+            return True
+        return bool(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_ESTABLISHED)
 
     def close_if_idle(self) -> None:
         """Part of draining: connections without work are closed at once."""

@@ -322,9 +322,7 @@ class Exchange:
                 # Cut off before its usage: engines send one token an event.
                 completion_tokens = relay.num_events
         duration_s = monotonic() - request.received_at
-        self.series.settle(
-            status, duration_s, request.body_bytes, prompt_tokens, completion_tokens
-        )
+        self.series.settle(status, duration_s, request.body_bytes, prompt_tokens, completion_tokens)
         self.worker.exchanges.discard(self)
         # Exchange and relay know each other: unlinked, they are freed without the cycle collector.
         self._relay = None

@@ -128,9 +128,12 @@ class BodyRelay(Relay):
         parts = self._upstream.parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._write(head + self._framed(body))
-        self._tail = (self._tail + body)[-_USAGE_TAIL_BYTES:] if self._tail else body
+        window = self._tail + body if self._tail else body
+        # vLLM may write long fields (`prompt_logprobs`) after the usage.
+        at = window.rfind(USAGE_MARK)
+        self._tail = window[at : at + _USAGE_TAIL_BYTES] if at >= 0 else window[-_USAGE_TAIL_BYTES:]
         if self._upstream.is_complete:
-            self.usage = find_usage(self._tail[-_USAGE_TAIL_BYTES:])
+            self.usage = find_usage(self._tail)
             self._exchange.complete()
 
 

@@ -65,6 +65,7 @@ class Platform:
 
     def end(self):
         """Whatever the test did not end."""
+        self.note_processes()
         for process in (self.process, *self.seen.values()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

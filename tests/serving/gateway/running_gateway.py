@@ -34,6 +34,7 @@ class Gateway:
     port: int
     engines: tuple[ScriptedEngine, ...]
     stack: AsyncExitStack
+    listening: socket.socket
 
     async def connect(self, receive_buffer_bytes: int | None = None) -> RawClient:
         """A new connection; a small receive buffer makes a client whose slowness is soon felt."""
@@ -115,7 +116,7 @@ async def running(
         await ready.wait()
         try:
             async with AsyncExitStack() as stack:
-                gateway = Gateway(worker, port, engines, stack)
+                gateway = Gateway(worker, port, engines, stack, listening)
                 yield gateway
             await eventually(gateway.is_even)
         finally:

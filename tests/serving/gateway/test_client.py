@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from eventually import eventually
 from raw_client import get, post
-from scripted_engine import json_reply
+from scripted_engine import chunk, json_reply
 
 if TYPE_CHECKING:
     from running_gateway import Gateway, StartGateway
@@ -86,6 +86,22 @@ async def test_chunked_request_body(gateway: Gateway, scripted: ScriptedEngine) 
     assert answer.headers["x-request-id"] == answer.headers["x-headrace-inference-id"]
     assert scripted.requests[0].body == b'{"model":"m"}'
     assert scripted.requests[0].headers["content-length"] == "13"
+
+
+async def test_long_chunked_body_in_odd_pieces(gateway: Gateway, scripted: ScriptedEngine) -> None:
+    """Only heads and trailers are held to the bound of a head, not what frames a long body."""
+    part = b'"%b",' % (b"x" * 20_000)
+    client = await gateway.connect()
+    await client.send(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n",
+        chunk(b'{"model":"m","x":['),
+    )
+    for _ in range(10):
+        framed = chunk(part)
+        await client.send(framed[:6], framed[6:])
+    await client.send(chunk(b"1]}"), b"0\r\n", b"\r\n")
+    assert (await client.response()).status == 200
+    assert scripted.requests[0].body == b'{"model":"m","x":[' + 10 * part + b"1]}"
 
 
 async def test_trailers_are_not_headers(gateway: Gateway, scripted: ScriptedEngine) -> None:

@@ -110,6 +110,18 @@ async def test_leaving_with_requests_waiting(gateway: Gateway, scripted: Scripte
     assert len(scripted.requests) == 2
 
 
+async def test_leaving_with_more_requests_than_are_read(
+    gateway: Gateway, scripted: ScriptedEngine
+) -> None:
+    """Even a client whose requests are not read any further is seen to leave."""
+    scripted.scripts.append([Act.HANG])
+    client = await gateway.connect()
+    await client.send(post(CHAT) * 200)
+    await eventually(lambda: scripted.counts.running == 1)
+    client.close()
+    await eventually(lambda: scripted.counts.aborts == 1, within_s=2.0)
+
+
 async def test_leaving_in_the_body(gateway: Gateway, scripted: ScriptedEngine) -> None:
     """Half a request is no request."""
     client = await gateway.connect()

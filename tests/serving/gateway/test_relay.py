@@ -107,11 +107,38 @@ async def test_stream_usage(
     assert gateway.metric("headrace_completion_tokens_total", **labels) == 7
 
 
+async def test_usage_in_every_event(gateway: Gateway, scripted: ScriptedEngine) -> None:
+    """Events that carry text pass whatever usage they name; the last count is counted."""
+    choices = [{"delta": {"content": "a"}}]
+    usages = [{**USAGE, "completion_tokens": number} for number in (1, 2)]
+    events = [event({"choices": choices, "usage": usage}) for usage in usages]
+    last = event({"choices": [], "usage": USAGE})
+    scripted.scripts.append(stream_reply([*events, last, b"data: [DONE]\n\n"]))
+    answer = await gateway.post({**STREAM, "stream_options": {"continuous_usage_stats": True}})
+    assert answer.chunks == [*events, b"data: [DONE]\n\n"]
+    assert gateway.metric("headrace_completion_tokens_total") == 7
+
+
 async def test_usage_of_a_json_response(gateway: Gateway) -> None:
     """Counted from the body."""
     await gateway.post(CHAT)
     assert gateway.metric("headrace_prompt_tokens_total") == 7
     assert gateway.metric("headrace_completion_tokens_total") == 3
+
+
+@pytest.mark.parametrize("cut", [1, 40, 60, 100, 5_000, 19_000])
+async def test_usage_before_long_fields(
+    gateway: Gateway, scripted: ScriptedEngine, cut: int
+) -> None:
+    """vLLM writes `prompt_logprobs` after the usage: it is found all the same, however cut."""
+    logprobs = b'{"1":{"logprob":-1.0,"decoded_token":"abc"}},' * 500
+    body = b'{"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":7},"prompt_logprobs":[%bnull]}'
+    body %= logprobs
+    lines = (f"content-length: {len(body)}", "content-type: application/json")
+    scripted.scripts.append([head(200, *lines), body[:cut], body[cut:]])
+    assert (await gateway.post(CHAT)).body == body
+    assert gateway.metric("headrace_prompt_tokens_total") == 11
+    assert gateway.metric("headrace_completion_tokens_total") == 7
 
 
 async def test_usage_is_only_asked_for_where_it_exists(
