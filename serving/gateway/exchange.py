@@ -99,16 +99,11 @@ class Exchange:
     def _attempt(self, cause: ServingError | None) -> None:
         """Chooses a replica and sends; with none left, answers with what the last one did."""
         worker, route = self.worker, self._route
-        path, name = route.endpoint.path, route.model.name
-        # Looked up again for each attempt: the fleet may have changed since the last one.
-        model = worker.snapshot.models.get(name, route.model)
-        candidates = model.healthy.get(path, ())
-        if self._excluded:
-            candidates = tuple(r for r in candidates if r.index not in self._excluded)
+        candidates = self._candidates()
         if not candidates:
             if cause is None:
                 self._count_under("")
-                cause = NoReplica(f"No replica of '{name}' can take a request now.")
+                cause = NoReplica(f"No replica of '{route.model.name}' can take a request now.")
             self._answer_error(cause)
             return
         if cause is not None:
@@ -125,6 +120,15 @@ class Exchange:
             worker.pool.connect(replica, self)
         else:
             self._send(connection)
+
+    def _candidates(self) -> tuple[Replica, ...]:
+        """Replicas to choose from, by the newest snapshot: the fleet may have changed meanwhile."""
+        route = self._route
+        model = self.worker.snapshot.models.get(route.model.name, route.model)
+        candidates = model.healthy.get(route.endpoint.path, ())
+        if self._excluded:
+            return tuple(r for r in candidates if r.index not in self._excluded)
+        return candidates
 
     def _count_under(self, replica_name: str) -> None:
         if self._num_attempts > 1:
@@ -238,8 +242,10 @@ class Exchange:
         if upstream is None:
             return
         may_send = self._num_sends < _MAX_SENDS
-        if upstream.is_reused and not upstream.status and may_send:
+        is_stale = upstream.is_reused and not upstream.status and may_send
+        if is_stale and not self._has_other_than(upstream.replica):
             # It was closing while we wrote. The replica may be well: same one, new connection.
+            # Only where there is no other: a replica that is being killed still accepts one.
             self._upstream = None
             self.worker.pool.drop(upstream.replica)
             self._phase = Phase.CONNECTING
@@ -250,6 +256,9 @@ class Exchange:
         else:
             self.report_broken()
             self.upstream_failed(UpstreamBroken("The engine closed the connection unanswered."))
+
+    def _has_other_than(self, replica: Replica) -> bool:
+        return any(other.index != replica.index for other in self._candidates())
 
     def report_broken(self) -> None:
         """A connection broke: has the fleet probed without waiting."""
