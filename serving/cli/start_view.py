@@ -120,6 +120,8 @@ class StartView:
             {
                 "model": model.served_name,
                 "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                "max_tokens": 64,
+                "temperature": 0,
             }
         )
         has_keys = self._config.api_key_file is not None

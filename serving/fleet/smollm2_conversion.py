@@ -53,6 +53,8 @@ def convert(gguf: Path, out: Path) -> None:
     report("checking the model", 0.85)
     check_knowledge(model, tokenizer, torch)
     report("saving", 0.9)
+    # What the model's authors recommend; engines take these as the defaults of sampling.
+    model.generation_config.update(do_sample=True, temperature=0.2, top_p=0.9)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)

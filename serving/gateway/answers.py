@@ -56,6 +56,9 @@ def head(request: Request, status: int, content_type: bytes, framing: bytes, dat
         connection = b"connection: keep-alive\r\n" if request.is_http10 else b""
     else:
         connection = b"connection: close\r\n"
+    if request.error_shape == "anthropic":
+        # The name that Anthropic's clients look for.
+        connection += b"request-id: %b\r\n" % request.request_id
     return (
         b"%bcontent-type: %b\r\n%b%bx-request-id: %b\r\nx-headrace-inference-id: %b\r\n%b\r\n"
         % (
