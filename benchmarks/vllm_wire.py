@@ -2,7 +2,7 @@
 
 Field order, null fields and framing follow `vllm/entrypoints/openai/*/protocol.py` (responses are
 dumped whole, stream chunks with `exclude_unset`). Owns no socket and no time but the `created`
-field. Called by `benchmarks/fast_engine.py` only.
+field. Called by `benchmarks/fast_engine.py` and `benchmarks/engine_sim`.
 """
 
 from __future__ import annotations
