@@ -1,23 +1,25 @@
 """Settings of the serving processes, as immutable pydantic models.
 
-Reads nothing by itself but what `from_environment` names: flags are parsed by `serving/cli`,
-which is the only caller that builds these.
+Reads no file: `serving/config_file.py` makes these from file, environment and flags.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from serving.errors import ConfigError
 
-EngineKind = Literal["vllm"]
-ENGINE_KINDS: tuple[EngineKind, ...] = ("vllm",)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+
+EngineKind = Literal["vllm", "sglang", "tensorrt-llm"]
+ENGINE_KINDS: tuple[EngineKind, ...] = ("vllm", "sglang", "tensorrt-llm")
 
 
 class Settings(BaseModel):
@@ -31,8 +33,14 @@ class ReplicaConfig(Settings):
 
     kind: EngineKind
     """Dialect that the replica speaks."""
-    host: str
+    host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
+    is_tls: bool = False
+    """Whether it is spoken to over TLS."""
+    ca_file: Path | None = None
+    """Certificates to verify it by; None is the system's."""
+    insecure: bool = False
+    """Encrypts without verifying who answers; for tests."""
 
     @property
     def name(self) -> str:
@@ -46,21 +54,50 @@ class ReplicaConfig(Settings):
         Raises:
             ConfigError: If the text is not of that form.
         """
-        kind, separator, url = text.partition("=")
-        if not separator:
-            raise ConfigError(f"--replica {text}: write ENGINE=URL, e.g. vllm=http://10.0.0.5:8000")
-        if kind not in ENGINE_KINDS:
-            raise ConfigError(f"--replica {text}: engine must be one of: {', '.join(ENGINE_KINDS)}")
         try:
-            parts = urlsplit(url)
-            port = parts.port or 80
+            return cls(**_replica_fields(text))
         except ValueError as error:
             raise ConfigError(f"--replica {text}: {error}") from None
-        if parts.scheme != "http" or not parts.hostname:
-            raise ConfigError(f"--replica {text}: the URL must be http://HOST:PORT")
-        if parts.path not in ("", "/") or parts.query:
-            raise ConfigError(f"--replica {text}: the URL must not have a path")
-        return cls(kind=kind, host=parts.hostname, port=port)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_url(cls, value: Any) -> Any:
+        """Takes `ENGINE=URL`, and a table with `url` in place of `host` and `port`."""
+        if isinstance(value, str):
+            return _replica_fields(value)
+        if isinstance(value, dict) and isinstance(value.get("url"), str):
+            rest = {key: part for key, part in value.items() if key != "url"}
+            return _url_fields(value["url"]) | rest
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if (self.ca_file or self.insecure) and not self.is_tls:
+            raise ValueError("ca_file and insecure are for https:// replicas")
+        if self.ca_file and self.insecure:
+            raise ValueError("ca_file and insecure contradict each other; choose one")
+        return self
+
+
+def _replica_fields(text: str) -> dict[str, Any]:
+    """Fields of `ENGINE=URL`."""
+    kind, separator, url = text.partition("=")
+    if not separator:
+        raise ValueError("write ENGINE=URL, e.g. vllm=http://10.0.0.5:8000")
+    if kind not in ENGINE_KINDS:
+        raise ValueError(f"engine must be one of: {', '.join(ENGINE_KINDS)}")
+    return {"kind": kind, **_url_fields(url)}
+
+
+def _url_fields(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    is_tls = parts.scheme == "https"
+    port = parts.port or (443 if is_tls else 80)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("the URL must be http://HOST:PORT or https://HOST:PORT")
+    if parts.path not in ("", "/") or parts.query or parts.username:
+        raise ValueError("the URL must not have a path, a query or a user")
+    return {"host": parts.hostname, "port": port, "is_tls": is_tls}
 
 
 class Timeouts(Settings):
@@ -78,6 +115,8 @@ class Timeouts(Settings):
     """For a client to send a request line and headers once it has begun."""
     client_body_s: float = Field(default=60.0, gt=0)
     """Between two parts of a request body."""
+    client_body_total_s: float = Field(default=600.0, gt=0)
+    """From a request's head to the end of its body, however steadily it trickles in."""
     keep_alive_s: float = Field(default=75.0, gt=0)
     """How long an idle client connection stays open."""
     drain_s: float = Field(default=30.0, gt=0)
@@ -98,6 +137,36 @@ class Limits(Settings):
     """Replicas that one request may try before its first byte."""
 
 
+class Resilience(Settings):
+    """When a failed attempt is repeated, and when a replica is left alone for a while."""
+
+    retry_ratio: float = Field(default=0.2, ge=0, le=1)
+    """Retries that the traffic may add to itself, as a share of its requests."""
+    min_retries_per_s: float = Field(default=10.0, ge=0)
+    """Retries a second that are allowed beside that share."""
+    breaker_failures: int = Field(default=5, ge=1)
+    """Failures in a row that open a replica's breaker."""
+    breaker_open_s: float = Field(default=5.0, gt=0)
+    """How long it stays open at first; each time in a row twice as long."""
+    breaker_max_open_s: float = Field(default=60.0, gt=0)
+    outlier_window_s: float = Field(default=10.0, gt=0)
+    """Over which a replica's share of failures is counted."""
+    outlier_min_requests: int = Field(default=20, ge=1)
+    """Requests in a window before the share means anything."""
+    outlier_failure_ratio: float = Field(default=0.5, gt=0, le=1)
+    """Share of failures that ejects a replica."""
+    min_routable_ratio: float = Field(default=0.5, ge=0, le=1)
+    """Breakers never take the fleet below this share of its healthy replicas."""
+    slow_start_s: float = Field(default=20.0, ge=0)
+    """How long a replica that has just come up is given less than its share."""
+    canary: bool = True
+    """Whether replicas have to generate a token to be believed; their health routes do not tell."""
+    canary_interval_s: float = Field(default=15.0, gt=0)
+    """A replica that has answered nothing for this long proves itself by one generated token."""
+    canary_timeout_s: float = Field(default=20.0, gt=0)
+    """How long that token may take."""
+
+
 class Listen(Settings):
     """Address that the gateway serves on."""
 
@@ -115,6 +184,11 @@ class Listen(Settings):
         if not separator or not port.isdecimal() or int(port) > 65535:
             raise ConfigError(f"--listen {text}: write HOST:PORT, e.g. 127.0.0.1:8000")
         return cls(host=host.strip("[]") or "0.0.0.0", port=int(port))  # noqa: S104
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        return cls.parse(value).model_dump() if isinstance(value, str) else value
 
     @property
     def is_loopback(self) -> bool:
@@ -134,14 +208,86 @@ class ApiKeyHash(Settings):
     sha256_hex: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class Cors(Settings):
+    """Which web pages may call the gateway from a browser."""
+
+    allowed_origins: tuple[str, ...] = Field(min_length=1)
+    """Origins as a browser sends them (`https://app.example.com`), or `*` alone for all."""
+    allowed_methods: tuple[str, ...] = ("GET", "POST")
+    allowed_headers: tuple[str, ...] = ("*",)
+    """Names of request headers; `*` allows whichever a browser asks for."""
+    exposed_headers: tuple[str, ...] = ("x-request-id", "x-headrace-inference-id", "retry-after")
+    """Response headers that pages may read."""
+    max_age_s: int = Field(default=600, ge=0, le=86_400)
+    """How long a browser may remember the answer to a preflight."""
+    allow_credentials: bool = False
+    """Whether cookies may come along; API keys in headers do not need it."""
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin not in ("*", f"{parts.scheme}://{parts.netloc}"):
+                raise ValueError(f"{origin}: write SCHEME://HOST[:PORT] without a path, or *")
+        if "*" in origins and len(origins) > 1:
+            raise ValueError("* stands for all origins: leave the others out")
+        return tuple(origin.lower() for origin in origins)
+
+    @field_validator("allowed_methods", "allowed_headers", "exposed_headers")
+    @classmethod
+    def _check_tokens(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _TOKEN.fullmatch(name):
+                raise ValueError(f"{name!r} is not a method or header name")
+        return names
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ValueError(
+                "allow_credentials needs named allowed_origins: browsers refuse it with *"
+            )
+        return self
+
+
+class Tls(Settings):
+    """TLS towards clients; the files are read again when they change."""
+
+    cert_file: Path
+    """Certificate chain, PEM."""
+    key_file: Path
+    """Its private key, PEM, without a passphrase."""
+    client_ca_file: Path | None = None
+    """Where set, only clients with a certificate by one of these authorities are served."""
+
+
+class Tracing(Settings):
+    """OpenTelemetry spans, sent over OTLP/HTTP; needs the extra `tracing`."""
+
+    endpoint: str = Field(pattern=r"^https?://[^\s]+$")
+    """URL that takes traces, for example `http://127.0.0.1:4318/v1/traces`."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Sent with each export, for example an API key of the collector."""
+    service_name: str = "headrace"
+    sample_ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of the requests without a `traceparent` that are traced; with one, its flag decides."""
+    max_queued_spans: int = Field(default=4096, ge=1)
+    """Of one worker; more are dropped and counted."""
+    export_interval_s: float = Field(default=1.0, gt=0)
+    export_timeout_s: float = Field(default=5.0, gt=0)
+
+
 class GatewayConfig(Settings):
     """Everything that a gateway worker needs to serve."""
 
-    listen: Listen
+    listen: Listen = Listen(host="127.0.0.1", port=8000)
     replicas: tuple[ReplicaConfig, ...] = Field(min_length=1, max_length=1024)
     aliases: dict[str, str] = Field(default_factory=dict)
     """Public model name → name of a model that replicas serve."""
     workers: int = Field(default=1, ge=1, le=256)
+    api_key_file: Path | None = None
+    """Where `api_keys` were read from; None serves without keys."""
     api_keys: tuple[ApiKeyHash, ...] = ()
     replica_api_key: SecretStr | None = None
     """Sent to the replicas as a bearer token, for engines started with `--api-key`."""
@@ -151,6 +297,13 @@ class GatewayConfig(Settings):
     """Where the workers keep their shared counters; None is a temporary folder."""
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+    resilience: Resilience = Resilience()
+    cors: Cors | None = None
+    """None answers no preflight and sends none of its headers."""
+    tls: Tls | None = None
+    """None serves plain HTTP."""
+    tracing: Tracing | None = None
+    """None traces nothing."""
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

@@ -6,10 +6,12 @@ ServingError
 │   ├── MalformedHttp 400        ├── ContextTooLong 400
 │   └── (404, 405, 408, 413, 414, 431 are their own leaves, for their status)
 ├── Unauthenticated 401
-├── UnknownModel 404   UnknownPath 404   NotOffered 404   MethodNotAllowed 405
+├── UnknownModel 404   UnknownPath 404   NotOffered 404   UnknownResponse 404
+├── MethodNotAllowed 405
 ├── RequestTimeout 408   BodyTooLarge 413   UriTooLong 414   HeadTooLarge 431
 ├── EngineRefused 4xx   what the engine said of the request, in our shape
 ├── NoReplica 503   Overloaded 503
+├── InternalError 500
 ├── UpstreamBroken 502
 └── DeadlineExceeded 504
 ```
@@ -93,6 +95,14 @@ class UnknownPath(ServingError):
     code: str | None = "unknown_url"
 
 
+class UnknownResponse(ServingError):
+    """No stored response has this id, or the replica that kept it is gone."""
+
+    status = 404
+    type = "invalid_request_error"
+    code: str | None = "response_not_found"
+
+
 class NotOffered(ServingError):
     """The route exists, but the engine that runs this model does not offer it."""
 
@@ -156,6 +166,12 @@ class EngineRefused(ServingError):
         super().__init__(message, param=param)
         self.status = status
         self.code = code
+
+
+class InternalError(ServingError):
+    """A fault of the gateway's own; its log has the details."""
+
+    code: str | None = "internal_error"
 
 
 class NoReplica(ServingError):

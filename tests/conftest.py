@@ -24,7 +24,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.config import cache_dir
-from serving.engines.launch import CpuPlacement, LaunchCommand, VllmOptions, vllm_command
+from serving.engines.launch import CpuPlacement, EngineOptions, LaunchCommand, vllm_command
 from serving.fleet import default_model, model_source
 from serving.fleet.ports import LOOPBACK, PortReservation
 from serving.fleet.process import GUARDIAN
@@ -300,7 +300,7 @@ def daemons_of(config: pytest.Config, folder: Path) -> Iterator[Daemons]:
 def engine_command(port: int) -> LaunchCommand:
     """The command that `headrace up` gives for the default model, with a short context."""
     source = model_source.resolve(default_model.NAME, cache_dir(), lambda stage, done: None)
-    options = VllmOptions(
+    options = EngineOptions(
         model=source.location,
         served_name=source.served_name,
         placement=CpuPlacement(kv_cache_gib=source.kv_cache_gib),

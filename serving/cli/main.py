@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from serving.cli.bench import bench
 from serving.cli.doctor import doctor
 from serving.cli.gateway import gateway
 from serving.cli.keys import keys
@@ -20,6 +21,7 @@ app.command()(up)
 app.command()(gateway)
 app.command()(doctor)
 app.add_typer(keys, name="keys")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -115,7 +115,8 @@ class StartView:
         """Print the address and a command that works."""
         self.close()
         host = self._config.reachable_host()
-        base = f"http://{f'[{host}]' if ':' in host else host}:{self._config.listen.port}"
+        scheme = "https" if self._config.is_tls else "http"
+        base = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._config.listen.port}"
         body = json.dumps(
             {
                 "model": model.served_name,

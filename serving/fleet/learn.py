@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from serving.fleet.http_get import get
+from serving.fleet.http_client import get, post_json
 
 if TYPE_CHECKING:
+    from serving.fleet.http_client import Got
     from serving.routing.snapshot import Replica
 
 
@@ -43,29 +44,63 @@ class Served:
 
 async def is_healthy(replica: Replica, *, timeout_s: float, api_key: str | None) -> bool:
     """Whether the replica's health route answers 200 in time."""
-    path = replica.dialect.health_path
     try:
-        got = await get(replica.host, replica.port, path, timeout_s=timeout_s, api_key=api_key)
+        got = await _ask(replica, replica.dialect.health_path, timeout_s, api_key)
     except (OSError, UnicodeError):  # a host that cannot be a name is a UnicodeError
         return False
     return got.status == 200
+
+
+async def generates(
+    replica: Replica, served: Served, *, timeout_s: float, api_key: str | None
+) -> bool:
+    """Whether the replica generates a token now: what its health route does not prove.
+
+    vLLM's stays 200 while it is paused (requests hang) and while it drains (they get 500).
+
+    Raises:
+        TimeoutError: If it has not answered in time: paused, or busy.
+    """
+    dialect = replica.dialect
+    base = next((model for model in served.models if model.parent is None), None)
+    canary = dialect.canary(base.name, served.offered) if base is not None else None
+    if canary is None:
+        return True
+    try:
+        got = await post_json(
+            replica.host,
+            replica.port,
+            canary.path,
+            canary.body,
+            timeout_s=timeout_s,
+            api_key=api_key,
+            tls=replica.tls,
+        )
+    except TimeoutError:
+        raise
+    except (OSError, UnicodeError):
+        return False
+    # A refusal (an unknown field, a full queue) is an answer of an engine that works.
+    return got.status < 500 or got.status == 503
 
 
 async def learn(replica: Replica, *, timeout_s: float, api_key: str | None) -> Served | None:
     """Asks a replica for its models and routes; None if it does not answer as it should."""
     dialect = replica.dialect
     try:
-        models = await get(
-            replica.host, replica.port, dialect.models_path, timeout_s=timeout_s, api_key=api_key
-        )
-        routes = await get(
-            replica.host, replica.port, dialect.routes_path, timeout_s=timeout_s, api_key=api_key
-        )
+        models = await _ask(replica, dialect.models_path, timeout_s, api_key)
+        routes = await _ask(replica, dialect.routes_path, timeout_s, api_key)
         if models.status != 200:
             return None
         return Served(_read_models(models.body), _read_routes(replica, routes.status, routes.body))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+async def _ask(replica: Replica, path: str, timeout_s: float, api_key: str | None) -> Got:
+    return await get(
+        replica.host, replica.port, path, timeout_s=timeout_s, api_key=api_key, tls=replica.tls
+    )
 
 
 def _read_models(body: bytes) -> tuple[ServedModel, ...]:

@@ -10,13 +10,20 @@ import asyncio
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from pydantic import Field
 
-from serving.config import Listen, Settings
+from serving.config import Listen, ReplicaConfig, Settings
+from serving.config_file import ConfigSource
+from serving.engines import dialect_of
 from serving.engines.installed import check_startable
-from serving.engines.launch import LaunchCommand, VllmOptions, vllm_command
+from serving.engines.launch import EngineOptions, LaunchCommand, vllm_command
+from serving.engines.launch_gpu import (
+    sglang_command,
+    tensorrt_llm_command,
+    tensorrt_llm_config,
+)
 from serving.engines.placement import look_at_host, split_cpus, split_gpus
 from serving.errors import ConfigError
 from serving.fleet import model_source
@@ -28,6 +35,7 @@ from serving.fleet.readiness import EngineReady, PathReady
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from serving.config import EngineKind, GatewayConfig
     from serving.engines.launch import CpuPlacement, GpuPlacement
     from serving.fleet.model_source import ModelSource
 
@@ -53,6 +61,8 @@ class UpConfig(Settings):
     api_key_file: Path | None = None
     insecure_no_auth: bool = False
     """Serve without API keys where others can reach the address."""
+    gateway_config: Path | None = None
+    """The gateway's `headrace.toml`; its replicas, address and workers are ours."""
     gpus_per_replica: int = Field(default=1, ge=1)
     gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0)
     kv_cache_gib: int | None = Field(default=None, ge=1)
@@ -75,16 +85,48 @@ class UpConfig(Settings):
         """Return a host by which this machine reaches the address."""
         return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.listen.host, self.listen.host)  # noqa: S104
 
+    def resolved_gateway(self) -> GatewayConfig | None:
+        """Return what the gateway's file means, or None where there is none.
+
+        Raises:
+            ConfigError: if the file cannot work.
+        """
+        if self.gateway_config is None:
+            return None
+        overrides = {
+            "listen": self.listen,
+            "replicas": [ReplicaConfig(kind="vllm", host=LOOPBACK, port=1)],
+        }
+        if self.api_key_file is not None:
+            overrides["api_key_file"] = self.api_key_file
+        if self.insecure_no_auth:
+            overrides["insecure_no_auth"] = True
+        config = ConfigSource(self.gateway_config, overrides).load()
+        if config.tls is not None and config.tls.client_ca_file is not None:
+            raise ConfigError(
+                f"{self.gateway_config}: tls.client_ca_file: headrace up has no client certificate to "
+                "ask its own gateway with; start the gateway by headrace gateway"
+            )
+        return config
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the gateway serves over TLS."""
+        config = self.resolved_gateway()
+        return config is not None and config.tls is not None
+
     def check_listen(self) -> None:
         """Refuse an address that cannot work before a model is loaded for it.
 
         Raises:
             ConfigError: if others could reach the gateway without a key, or the port is left open.
         """
+        gateway = self.resolved_gateway()
+        has_keys = self.api_key_file is not None or (gateway is not None and gateway.api_keys)
         if self.listen.port == 0:
             msg = "--listen: give a port, for example 127.0.0.1:8000"
             raise ConfigError(msg)
-        if not (self.api_key_file or self.listen.is_loopback or self.insecure_no_auth):
+        if not (has_keys or self.listen.is_loopback or self.insecure_no_auth):
             msg = (
                 f"--listen {self.listen.host}: others can reach this address and no API keys are set:"
                 " give --api-key-file FILE (headrace keys create --file FILE), or --insecure-no-auth"
@@ -197,7 +239,7 @@ class LocalPlatform:
         self, index: int, port: int, placement: CpuPlacement | GpuPlacement, model: ModelSource
     ) -> ProcessSpec:
         config = self._config
-        options = VllmOptions(
+        options = EngineOptions(
             model=model.location,
             served_name=model.served_name,
             placement=placement,
@@ -211,12 +253,27 @@ class LocalPlatform:
         name = f"{config.engine}-{index}"
         return ProcessSpec(
             name=name,
-            command=vllm_command(options, self._env),
-            readiness=EngineReady(LOOPBACK, port, model.served_name),
+            command=self._engine_command(name, options),
+            readiness=EngineReady(
+                LOOPBACK,
+                port,
+                model.served_name,
+                dialect_of(cast("EngineKind", config.engine)).health_path,
+            ),
             log=self._log(name),
             start_deadline_s=config.start_timeout_s,
             grace_s=options.shutdown_timeout_s + ENGINE_GRACE_MARGIN_S,
         )
+
+    def _engine_command(self, name: str, options: EngineOptions) -> LaunchCommand:
+        if self._config.engine == "sglang":
+            return sglang_command(options, self._env)
+        if self._config.engine == "tensorrt-llm":
+            path = self._config.state_dir / "engines" / f"{name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, tensorrt_llm_config(options))
+            return tensorrt_llm_command(options, self._env, str(path))
+        return vllm_command(options, self._env)
 
     def _gateway_spec(self, ports: Sequence[int]) -> ProcessSpec:
         config = self._config
@@ -228,11 +285,13 @@ class LocalPlatform:
             argv += ["--api-key-file", str(config.api_key_file)]
         if config.insecure_no_auth:
             argv.append("--insecure-no-auth")
+        if config.gateway_config is not None:
+            argv += ["--config", str(config.gateway_config)]
         host = config.reachable_host()
         return ProcessSpec(
             name=GATEWAY,
             command=LaunchCommand(argv=tuple(argv), env=self._env),
-            readiness=PathReady(host, config.listen.port, "/healthz"),
+            readiness=PathReady(host, config.listen.port, "/healthz", config.is_tls),
             log=self._log(GATEWAY),
             start_deadline_s=GATEWAY_START_DEADLINE_S,
             grace_s=GATEWAY_GRACE_S,
@@ -295,7 +354,8 @@ class LocalPlatform:
                 raise StartError(status)
 
     async def _until_first_request_works(self, gateway: ProcessSpec) -> None:
-        ready = PathReady(self._config.reachable_host(), self._config.listen.port, "/readyz")
+        config = self._config
+        ready = PathReady(config.reachable_host(), config.listen.port, "/readyz", config.is_tls)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READYZ_DEADLINE_S):
                 while not (self._stop_asked or await ready.is_ready()):  # noqa: ASYNC110 - another process

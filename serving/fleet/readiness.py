@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from serving.fleet.http_get import Got, get
+from serving.fleet.http_client import Got, get
+from serving.gateway.tls import unverified_context
+
+if TYPE_CHECKING:
+    import ssl
 
 ASK_DEADLINE_S = 5.0
 NO_ANSWER = Got(0, b"")
@@ -31,10 +35,13 @@ class PathReady:
     host: str
     port: int
     path: str
+    is_tls: bool = False
+    """Whether to ask over TLS; a process of our own need not prove its name."""
 
     async def is_ready(self) -> bool:
         """Ask once."""
-        return (await _ask(self.host, self.port, self.path)).status == 200
+        tls = unverified_context() if self.is_tls else None
+        return (await _ask(self.host, self.port, self.path, tls)).status == 200
 
 
 @dataclass(frozen=True)
@@ -44,18 +51,19 @@ class EngineReady:
     host: str
     port: int
     served_name: str
+    health_path: str = "/health"
 
     async def is_ready(self) -> bool:
         """Ask for its health, then for its models."""
-        if (await _ask(self.host, self.port, "/health")).status != 200:
+        if (await _ask(self.host, self.port, self.health_path)).status != 200:
             return False
         models = await _ask(self.host, self.port, "/v1/models")
         return models.status == 200 and self.served_name in _model_names(models.body)
 
 
-async def _ask(host: str, port: int, path: str) -> Got:
+async def _ask(host: str, port: int, path: str, tls: ssl.SSLContext | None = None) -> Got:
     try:
-        return await get(host, port, path, timeout_s=ASK_DEADLINE_S, api_key=None)
+        return await get(host, port, path, timeout_s=ASK_DEADLINE_S, api_key=None, tls=tls)
     except OSError:
         return NO_ANSWER
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from serving.errors import (
     BodyTooLarge,
     HeadTooLarge,
+    MalformedHttp,
     MethodNotAllowed,
     UnknownPath,
     UriTooLong,
 )
-from serving.gateway.endpoints import LOCAL, MODELS, OPEN, RELAYED
+from serving.gateway.endpoints import LOCAL, MODELS, OPEN, RELAYED, STORED_PREFIX, STORED_RESPONSE
+from serving.gateway.framing import CHUNKED
 
 if TYPE_CHECKING:
     from serving.config import Limits
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from serving.gateway.request import Request
 
 _MAX_SHOWN_CHARS = 200
+SERVER_WIDE = b"*"
+"""Target of an OPTIONS that asks about the server as a whole; answered without a key."""
 
 
 def admit(request: Request, head_bytes: int, limits: Limits, api_keys: ApiKeys) -> None:
@@ -33,26 +37,60 @@ def admit(request: Request, head_bytes: int, limits: Limits, api_keys: ApiKeys) 
     Raises:
         ServingError: If the request is refused, whatever its body.
     """
+    _check_size(request, head_bytes, limits)
+    check_host_and_framing(request)
+    if request.target == SERVER_WIDE and request.method == b"OPTIONS":
+        request.path = request.target.decode()
+        return
+    path = request.path = _path_of(request.target)
+    request.endpoint = STORED_RESPONSE if path.startswith(STORED_PREFIX) else RELAYED.get(path)
+    if path not in OPEN:
+        api_keys.check(request.headers)
+    method, allowed = request.method.decode(), allowed_methods(path)
+    if not allowed:
+        shown = f"{method} {path[:_MAX_SHOWN_CHARS]}"
+        raise UnknownPath(f"Unknown request URL: {shown}. Check it for typos.")
+    if method not in allowed.split(", "):
+        raise _not_allowed(request, allowed)
+    if method == "OPTIONS":
+        request.endpoint = None
+    length = request.headers.get(b"content-length")
+    if length is not None and int(length) > limits.max_body_bytes:
+        raise body_too_large(limits)
+
+
+def _check_size(request: Request, head_bytes: int, limits: Limits) -> None:
     if len(request.target) > limits.max_target_bytes:
         raise UriTooLong(f"The request target exceeds {limits.max_target_bytes} bytes.")
     if head_bytes > limits.max_head_bytes and _size(request) > limits.max_head_bytes:
         raise head_too_large(limits)
-    path = request.path = _path_of(request.target)
-    request.endpoint = RELAYED.get(path)
-    if path not in OPEN:
-        api_keys.check(request.headers)
-    if request.endpoint is not None:
-        if request.method != b"POST":
-            raise _not_allowed(request, "POST")
-        length = request.headers.get(b"content-length")
-        if length is not None and int(length) > limits.max_body_bytes:
-            raise body_too_large(limits)
-    elif path in LOCAL or path.startswith(f"{MODELS}/"):
-        if request.method not in (b"GET", b"HEAD"):
-            raise _not_allowed(request, "GET, HEAD")
-    else:
-        shown = f"{request.method.decode()} {path[:_MAX_SHOWN_CHARS]}"
-        raise UnknownPath(f"Unknown request URL: {shown}. Check it for typos.")
+
+
+def check_host_and_framing(request: Request) -> None:
+    """Refuses what proxies before us could understand in another way (RFC 9112, 3.2 and 6.1).
+
+    The parser has refused both lengths at once, repeated ones and `chunked` that is not last.
+
+    Raises:
+        MalformedHttp: If there is no host, or a transfer coding other than `chunked`.
+    """
+    headers = request.headers
+    if b"host" not in headers and not request.is_http10:
+        raise MalformedHttp("The request has no Host header.")
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and (request.is_http10 or coding != CHUNKED):
+        raise MalformedHttp("The only transfer coding is 'chunked', in HTTP/1.1.")
+
+
+def allowed_methods(path: str) -> str:
+    """What `Allow` says of a path; empty if there is no such route."""
+    if path in RELAYED:
+        return "POST, OPTIONS"
+    if path.startswith(STORED_PREFIX):
+        return "POST, OPTIONS" if path.endswith("/cancel") else "GET, DELETE, OPTIONS"
+    if path in LOCAL or path.startswith(f"{MODELS}/"):
+        return "GET, HEAD, OPTIONS"
+    return "GET, HEAD, POST, OPTIONS" if path == SERVER_WIDE.decode() else ""
 
 
 def body_too_large(limits: Limits) -> BodyTooLarge:

@@ -52,15 +52,12 @@ def head(request: Request, status: int, content_type: bytes, framing: bytes, dat
         date: The `date` line, with its end.
     """
     inference_id = request.inference_id
-    if request.keep_alive:
-        connection = b"connection: keep-alive\r\n" if request.is_http10 else b""
-    else:
-        connection = b"connection: close\r\n"
+    connection = _connection(request)
     if request.error_shape == "anthropic":
         # The name that Anthropic's clients look for.
         connection += b"request-id: %b\r\n" % request.request_id
     return (
-        b"%bcontent-type: %b\r\n%b%bx-request-id: %b\r\nx-headrace-inference-id: %b\r\n%b\r\n"
+        b"%bcontent-type: %b\r\n%b%bx-request-id: %b\r\nx-headrace-inference-id: %b\r\n%b%b\r\n"
         % (
             STATUS_LINES.get(status) or status_line(status),
             content_type,
@@ -69,7 +66,26 @@ def head(request: Request, status: int, content_type: bytes, framing: bytes, dat
             request.request_id,
             inference_id,
             connection,
+            request.extra_head,
         )
+    )
+
+
+def _connection(request: Request) -> bytes:
+    if request.keep_alive:
+        return b"connection: keep-alive\r\n" if request.is_http10 else b""
+    return b"connection: close\r\n"
+
+
+def no_content(request: Request, lines: bytes, date: bytes) -> bytes:
+    """A 204 with these header lines, each with its end."""
+    return b"%b%b%b%b%bx-request-id: %b\r\n\r\n" % (
+        status_line(204),
+        lines,
+        request.extra_head,
+        _connection(request),
+        date,
+        request.request_id,
     )
 
 

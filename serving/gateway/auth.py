@@ -58,6 +58,10 @@ class ApiKeys:
         raise Unauthenticated("Incorrect API key provided.")
 
 
+NO_KEYS = ApiKeys(())
+"""Lets everybody in."""
+
+
 def _presented_key(headers: Mapping[bytes, bytes]) -> bytes:
     """The bearer token, or what Anthropic's clients send as `x-api-key`; empty if neither."""
     authorization = headers.get(b"authorization")

@@ -1,8 +1,8 @@
-"""A client's connection: HTTP/1.1 in, requests handed on one at a time, answers in order.
+"""A client's connection: requests handed on one at a time, answers in their order.
 
-First step of a request's way. Owns parsing and the order of answers; whether a head is let in is
-`admission.py`'s business, what a complete request becomes is `exchange.py`'s (relayed routes) or `local.py`'s (our own). A client that closes its
-connection, or the writing half of it, has left: its request is given up.
+Owns the connection's life and its deadlines. What comes in is read by `request_reader.py`; what a
+complete request becomes is `exchange.py`'s business (relayed routes) or `local.py`'s (our own). A
+client that closes its connection, or the writing half of it, has left: its request is given up.
 """
 
 from __future__ import annotations
@@ -14,30 +14,25 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-import httptools
-
-from serving.errors import MalformedHttp, Overloaded, RequestTimeout, ServingError
+from serving.errors import Overloaded, RequestTimeout, ServingError
 from serving.gateway import answers
-from serving.gateway.admission import admit, body_too_large, head_too_large
+from serving.gateway.endpoints import STORED_RESPONSE
 from serving.gateway.exchange import Exchange
 from serving.gateway.metrics import CONNECTIONS
-from serving.gateway.request import Request
-from serving.gateway.resolve import resolve
+from serving.gateway.request_reader import RequestReader
+from serving.gateway.resolve import resolve, resolve_stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from serving.gateway.endpoints import Endpoint
+    from serving.gateway.request import Request
     from serving.gateway.worker import Worker
 
 _WRITE_HIGH_WATER_BYTES = 64 * 1024
-_MAX_DRAINED_BODY_BYTES = 64 * 1024
-"""A refused request's body up to this size is read, so that its connection can go on."""
 _MAX_PIPELINED_BODY_BYTES = 1024 * 1024
 _LINGER_S = 2.0
 """How long we read on after a last answer, so that a reset does not overtake it (RFC 9112, 9.6)."""
-_HOP_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
-_VERSIONS = ("1.1", "1.0")
 _TCP_ESTABLISHED = 1  # first byte of `struct tcp_info` (linux/tcp.h)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -52,46 +47,29 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_chunk_began_at",
-        "_head_bytes",
         "_is_advancing",
-        "_is_deaf",
         "_is_reading_paused",
-        "_is_upgrade",
-        "_last_data_at",
         "_owes_continue",
-        "_parser",
         "_pending",
-        "_raw_headers",
-        "_reading",
+        "_reader",
         "_transport",
         "_worker",
         "exchange",
         "is_write_paused",
-        "on_header",
         "write",
     )
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        # httptools calls `on_header(name, value)`: a dict's own setter costs no Python frame.
-        self._raw_headers: dict[bytes, bytes] = {}
-        self.on_header = self._raw_headers.__setitem__
-        self._parser = httptools.HttpRequestParser(self)
+        self._reader = RequestReader(worker, self)
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
         self.exchange: Exchange | None = None
         self.is_write_paused = False
-        self._reading: Request | None = None
         self._pending: deque[Request] = deque()
-        self._head_bytes = 0
-        self._chunk_began_at = -1
         self._owes_continue = False
-        self._is_deaf = False
         self._is_advancing = False
         self._is_reading_paused = False
-        self._is_upgrade = False
-        self._last_data_at = monotonic()
 
     # What the event loop calls.
 
@@ -118,7 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._leave()
 
     def _leave(self) -> None:
-        self._is_deaf = True
+        self._reader.is_deaf = True
         self._pending.clear()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
@@ -138,151 +116,34 @@ class ClientConnection(asyncio.Protocol):
         self._advance()
 
     def data_received(self, data: bytes) -> None:
-        """Parses the next bytes and starts what has become complete."""
-        if self._is_deaf:
-            return
-        self._last_data_at = monotonic()
-        self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[cast("int", upgrade.args[0]) :])
-        except httptools.HttpParserError as error:
-            self._refuse(MalformedHttp(f"The request is not valid HTTP/1.1: {error}."))
-        if self._head_bytes > self._worker.config.limits.max_head_bytes and self._is_in_headers:
-            self._refuse(head_too_large(self._worker.config.limits))
+        """Reads on, and starts what has become complete."""
+        self._reader.feed(data)
         if self._pending:
             self._advance()
 
-    # What httptools calls.
+    # What the reader reports.
 
-    def on_message_begin(self) -> None:
-        """A request line begins."""
-        self._reading = request = Request()
-        request.received_at = self._last_data_at
-        self._raw_headers.clear()
-        self._chunk_began_at = -1
-
-    def on_url(self, target: bytes) -> None:
-        """A piece of the request target."""
-        if self._reading is not None:
-            self._reading.target += target
-
-    def on_chunk_header(self) -> None:
-        """A chunk of a body begins, perhaps the last, which has only trailers."""
-        if self._reading is not None:
-            self._head_bytes = 0
-            self._chunk_began_at = self._reading.body_bytes
-
-    def on_headers_complete(self) -> None:
-        """The head is complete: everything that can be refused before the body is."""
-        request = self._reading
-        if request is None:
-            return
-        parser = self._parser
-        # Trailers come after this and stay in the raw headers, unread.
-        request.headers = {name.lower(): value for name, value in self._raw_headers.items()}
-        request.method = parser.get_method()
-        request.keep_alive = parser.should_keep_alive() and not self._worker.is_draining
-        # Only a head with a `connection` header, or one that ends it, can be HTTP/1.0.
-        if not request.keep_alive or b"connection" in request.headers:
-            version = parser.get_http_version()
-            request.is_http10 = version == "1.0"
-            if version not in _VERSIONS:
-                request.keep_alive = False
-                request.refusal = MalformedHttp(f"HTTP/{version} is not supported; use HTTP/1.1.")
-        request.inference_id = self._worker.inference_ids.next()
-        self._is_upgrade = parser.should_upgrade()
-        try:
-            if request.refusal is None:
-                admit(request, self._head_bytes, self._worker.config.limits, self._worker.api_keys)
-        except ServingError as error:
-            request.refusal = error
-        self._expect_body(request)
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of a body; a refused request's is dropped."""
-        request = self._reading
-        if request is None:
-            return
-        request.body_bytes += len(body)
-        if request.refusal is not None:
-            if request.body_bytes > _MAX_DRAINED_BODY_BYTES:
-                self._stop_reading(request)
-        elif request.body_bytes > self._worker.config.limits.max_body_bytes:
-            request.body_parts.clear()
-            request.refusal = body_too_large(self._worker.config.limits)
-        else:
-            request.body_parts.append(body)
-
-    def on_message_complete(self) -> None:
-        """A request is complete. It is started after the parser has returned."""
-        request = self._reading
-        if request is None or self._is_upgrade:
-            return
-        self._reading = None
-        self._head_bytes = 0
-        request.received_at = self._last_data_at
+    def request_read(self, request: Request) -> None:
+        """A request is complete, or refused. It is started after the parser has returned."""
         self._pending.append(request)
-        if not request.keep_alive:
-            self._is_deaf = True
 
-    def _expect_body(self, request: Request) -> None:
-        """Asks for the body, reads on, or stops there: a refused client need not send it all."""
-        expects = request.headers.get(b"expect", b"").lower() == b"100-continue"
-        if request.refusal is None:
-            if expects and not request.is_http10:
-                self._owes_continue = True
-                self._ask_for_body()
-            return
-        length = int(request.headers.get(b"content-length", b"0"))
-        if expects or length > _MAX_DRAINED_BODY_BYTES:
-            self._stop_reading(request)
+    def owe_continue(self) -> None:
+        """The client waits for a 100 before it sends its body."""
+        self._owes_continue = True
+        self._ask_for_body()
+
+    def _refuse(self, error: ServingError) -> None:
+        """Answers in its turn what cannot be served, and closes."""
+        self._reader.refuse(error)
+        self._advance()
 
     def _ask_for_body(self) -> None:
         """Sends the 100 that a client waits for, once all before it has been answered."""
         if self.exchange is not None or self._pending:
             return
         self._owes_continue = False
-        if self._reading is not None and b"expect" in self._reading.headers:
+        if self._reader.reading is not None and b"expect" in self._reader.reading.headers:
             self.write(answers.CONTINUE)
-
-    def _stop_reading(self, request: Request) -> None:
-        """Answers a refused request without its body; the connection cannot go on after that."""
-        request.keep_alive = False
-        self._reading = None
-        self._is_deaf = True
-        request.received_at = self._last_data_at
-        self._pending.append(request)
-
-    def _refuse(self, error: ServingError) -> None:
-        """Answers what cannot be parsed, in its turn, and closes."""
-        if self._is_deaf:
-            return
-        request = self._reading or Request()
-        request.inference_id = request.inference_id or self._worker.inference_ids.next()
-        request.refusal = error
-        self._stop_reading(request)
-        self._advance()
-
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Goes on in HTTP/1.1, as RFC 9110 section 7.8 lets a server do with an `Upgrade`.
-
-        The parser stops after such a head. A new one gets the head again, without the offer.
-        """
-        request = self._reading
-        self._is_upgrade = False
-        if request is None or request.method == b"CONNECT":
-            self._refuse(MalformedHttp("CONNECT is not supported."))
-            return
-        lines = [b"%b %b HTTP/1.1\r\n" % (request.method, request.target)]
-        if not request.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines += [
-            b"%b: %b\r\n" % item for item in request.headers.items() if item[0] not in _HOP_HEADERS
-        ]
-        self._parser = httptools.HttpRequestParser(self)
-        self.data_received(b"".join(lines) + b"\r\n" + rest)
 
     # Answers, in the order of the requests.
 
@@ -313,7 +174,10 @@ class ClientConnection(asyncio.Protocol):
     def _relay(self, request: Request, endpoint: Endpoint) -> None:
         worker = self._worker
         try:
-            route = resolve(endpoint, request.body(), worker.snapshot)
+            if endpoint is STORED_RESPONSE:
+                route = resolve_stored(request.path, request.target, worker.snapshot)
+            else:
+                route = resolve(endpoint, request.body(), worker.snapshot)
         except ServingError as error:
             self._answer_error(request, error)
             return
@@ -326,6 +190,8 @@ class ClientConnection(asyncio.Protocol):
         worker = self._worker
         endpoint = "other" if request.endpoint is None else request.endpoint.path
         worker.metrics.of((endpoint, "", "")).finish(error.status, 0.0)
+        if worker.tracer is not None and request.endpoint is not None:
+            worker.tracer.refused(request, error)
         self.write(answers.error_answer(request, error, worker.date))
         self._after_answer(request)
 
@@ -341,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
         if abort:
             self._reset()
             return
-        self._last_data_at = monotonic()
+        self._reader.last_data_at = monotonic()
         self._after_answer(exchange.request)
         if self._pending or self._owes_continue:
             self._advance()
@@ -356,9 +222,9 @@ class ClientConnection(asyncio.Protocol):
     def _after_answer(self, request: Request) -> None:
         if request.keep_alive and not self._worker.is_draining:
             return
-        self._is_deaf = True
+        self._reader.is_deaf = True
         self._pending.clear()
-        self._last_data_at = monotonic()
+        self._reader.last_data_at = monotonic()
         if self._transport.can_write_eof():
             # Half-closed: the client sees the end, and what it still sends is read and dropped.
             self._transport.write_eof()
@@ -382,18 +248,6 @@ class ClientConnection(asyncio.Protocol):
     # Deadlines and shutdown.
 
     @property
-    def _is_in_head(self) -> bool:
-        return self._reading is not None and not self._reading.method
-
-    @property
-    def _is_in_headers(self) -> bool:
-        """Whether a head is being read, or the trailers of a chunked body."""
-        request = self._reading
-        return self._is_in_head or (
-            request is not None and request.body_bytes == self._chunk_began_at
-        )
-
-    @property
     def has_unsent(self) -> bool:
         """Whether the client has yet to take bytes that were written."""
         return self._transport.get_write_buffer_size() > 0
@@ -401,7 +255,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is being read or answered."""
-        return self.exchange is None and self._reading is None and not self._pending
+        return self.exchange is None and self._reader.reading is None and not self._pending
 
     def check_deadlines(self, now: float) -> None:
         """Closes a connection that has been silent for too long; the worker's sweep calls it."""
@@ -409,20 +263,21 @@ class ClientConnection(asyncio.Protocol):
             # Unread requests hide the client's leaving.
             self._transport.abort()
             return
-        silent_s = now - self._last_data_at
+        silent_s = now - self._reader.last_data_at
         timeouts = self._worker.config.timeouts
         if self.exchange is not None:
             return
-        if self._is_deaf:
+        if self._reader.is_deaf:
             has_sent_all = not self._transport.get_write_buffer_size()
             if silent_s > (_LINGER_S if has_sent_all else timeouts.idle_s):
                 self._transport.abort()
-        elif self._reading is not None:
-            # A head has to be complete in time, a body has to go on.
+        elif self._reader.reading is not None:
+            # A head has to be complete in time, a body has to go on, and to end some time.
+            began_s = now - self._reader.reading.received_at
             if (
-                now - self._reading.received_at > timeouts.client_head_s
-                if self._is_in_head
-                else silent_s > timeouts.client_body_s
+                began_s > timeouts.client_head_s
+                if self._reader.is_in_head
+                else silent_s > timeouts.client_body_s or began_s > timeouts.client_body_total_s
             ):
                 self._refuse(RequestTimeout("The request did not arrive in time."))
         elif silent_s > timeouts.keep_alive_s:

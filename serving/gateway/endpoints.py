@@ -48,6 +48,10 @@ RELAYED: dict[str, Endpoint] = {
 }
 """Every one takes POST with a JSON object."""
 
+STORED_RESPONSE = Endpoint("/v1/responses/{id}")
+"""A response that its replica keeps: GET, DELETE, and POST to its `/cancel`."""
+
+STORED_PREFIX = "/v1/responses/"
 MODELS = "/v1/models"
 HEALTHZ = "/healthz"
 READYZ = "/readyz"

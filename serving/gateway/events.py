@@ -8,19 +8,23 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from serving.engines.base import GENERATION_PATHS
 from serving.gateway.answers import error_event
-from serving.gateway.sse import ERROR_MARK, NO_CHOICES_MARK, USAGE_MARK, EventSplitter
+from serving.gateway.sse import DONE_MARK, ERROR_MARK, NO_CHOICES_MARK, USAGE_MARK, EventSplitter
 from serving.gateway.usage import Usage, find_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from serving.engines.base import Dialect
+    from serving.engines.base import Dialect, EngineCall
+    from serving.errors import ServingError
     from serving.gateway.endpoints import ErrorShape
 
-_DATA = b"data: "
 _ERROR_DATA = re.compile(rb'data: \{\s*"(?:error"|type"\s*:\s*"error")')
 """OpenAI's error event, and Anthropic's; `"error":null` is a field of well responses."""
+
+
+def is_error_event(event: bytes) -> bool:
+    """Whether an event is an error, in OpenAI's or Anthropic's shape."""
+    return _ERROR_DATA.search(event) is not None
 
 
 class EventFilter:
@@ -28,6 +32,7 @@ class EventFilter:
 
     Attributes:
         usage: Token counts, once the engine has sent them.
+        error: What the engine said went wrong in the middle of the stream, if it did.
         num_relayed: Events given back by the last `feed`.
     """
 
@@ -38,7 +43,7 @@ class EventFilter:
         error_shape: ErrorShape,
         request_id: str,
         dialect: Dialect,
-        model: str,
+        call: EngineCall,
     ) -> None:
         """Starts before the first byte of a stream.
 
@@ -46,28 +51,45 @@ class EventFilter:
             withholds_usage: Whether the usage chunk was our wish and not the client's.
             error_shape: Whose error body the client expects.
             request_id: For error bodies that carry it.
-            dialect: Reads the engine's own errors.
-            model: Public name, for their text.
+            dialect: Knows the engine's errors and names.
+            call: What the stream answers.
         """
         self._splitter = EventSplitter()
         self._withholds_usage = withholds_usage
         self._error_shape = error_shape
         self._request_id = request_id
         self._dialect = dialect
-        self._model = model
+        self._call = call
+        self._rewrite = dialect.rewriter(call)
+        self._needs_done = dialect.ends_with_done and call.path in GENERATION_PATHS
+        self._has_ended = False
         self.usage: Usage | None = None
+        self.error: ServingError | None = None
         self.num_relayed = 0
 
     @property
-    def is_between_events(self) -> bool:
-        """Whether all bytes so far were whole events, so that the next byte begins one."""
-        return not self._splitter.rest
+    def may_pass_blocks(self) -> bool:
+        """Whether blocks of whole events may pass untouched from here on."""
+        return self._rewrite is None and not self._splitter.rest
 
-    def feed(self, parts: Iterable[bytes], *, is_last: bool) -> bytes:
-        """Takes the next pieces of the stream.
+    @property
+    def rest(self) -> bytes:
+        """What has come of an event that is not complete; `feed` passes it on with the last bytes."""
+        return self._splitter.rest
+
+    def is_cut_short(self, last_block: bytes) -> bool:
+        """Whether the stream ended before the event that should have been its last.
 
         Args:
-            parts: Body bytes, in order.
+            last_block: The last block that passed without coming here.
+        """
+        return self._needs_done and not self._has_ended and DONE_MARK not in last_block
+
+    def feed(self, body: bytes, *, is_last: bool) -> bytes:
+        """Takes the next piece of the stream.
+
+        Args:
+            body: Body bytes.
             is_last: Whether the stream ends with them; a last event without its empty line passes.
 
         Returns:
@@ -77,26 +99,33 @@ class EventFilter:
             UpstreamBroken: If an event is too large to hold.
         """
         relayed: list[bytes] = []
-        for event in self._splitter.feed(b"".join(parts)):
+        for event in self._splitter.feed(body):
             shown = self._inspect(event)
             if shown:
                 relayed.append(shown)
         self.num_relayed = len(relayed)
-        if is_last and self._splitter.rest:
-            relayed.append(self._splitter.rest)
+        if is_last and self.rest:
+            self._has_ended = self._has_ended or DONE_MARK in self.rest
+            relayed.append(self.rest)
         return b"".join(relayed)
 
     def _inspect(self, event: bytes) -> bytes:
         """The event as the client shall see it; empty to withhold it."""
+        if self._dialect.hides_event(event):
+            return b""
+        if DONE_MARK in event:
+            self._has_ended = True
+            return event
         if USAGE_MARK in event:
             self._merge_usage(find_usage(event))
             if self._withholds_usage and NO_CHOICES_MARK in event:
                 return b""
-        elif ERROR_MARK in event and _ERROR_DATA.search(event):
-            _, _, data = event.partition(_DATA)
-            error = self._dialect.to_error(500, data.strip(), self._model)
-            return error_event(error, self._error_shape, self._request_id)
-        return event
+        elif ERROR_MARK in event and is_error_event(event):
+            # What comes after an error is not looked at: the error is the end.
+            self._has_ended = True
+            self.error = self._dialect.event_error(event, self._call.public_name)
+            return error_event(self.error, self._error_shape, self._request_id)
+        return event if self._rewrite is None else self._rewrite(event)
 
     def _merge_usage(self, found: Usage | None) -> None:
         """Later counts win; Anthropic's last event has only the completion's."""

@@ -14,26 +14,34 @@ from enum import IntEnum
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from serving.errors import DeadlineExceeded, NoReplica, ServingError, UpstreamBroken
+from serving.errors import (
+    DeadlineExceeded,
+    NoReplica,
+    Overloaded,
+    ServingError,
+    UpstreamBroken,
+)
 from serving.gateway import answers, metrics
+from serving.gateway.engine_request import client_trace_lines, engine_call
 from serving.gateway.events import EventFilter
+from serving.gateway.first_bytes import judge
 from serving.gateway.relay import BodyRelay, StreamRelay
 
 if TYPE_CHECKING:
+    from serving.engines.base import EngineCall
     from serving.gateway.client import ClientConnection
+    from serving.gateway.first_bytes import Verdict
     from serving.gateway.relay import Relay
     from serving.gateway.request import Request
     from serving.gateway.resolve import Route
     from serving.gateway.upstream import UpstreamConnection
     from serving.gateway.worker import Worker
     from serving.routing.snapshot import Replica
+    from serving.tracing.tracer import RequestSpan
 
-_MAX_ERROR_BODY_BYTES = 65_536
 _MAX_SENDS = 2
 """A request that was sent and killed its connection is sent once more only: were it the request that
 kills engines, it would otherwise take the fleet down."""
-_EVENT_STREAM = b"text/event-stream"
-_TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 
 class Phase(IntEnum):
@@ -54,11 +62,11 @@ class Exchange:
     """
 
     __slots__ = (
-        "_error_body",
+        "_call",
         "_excluded",
+        "_held",
         "_num_attempts",
         "_num_sends",
-        "_payload",
         "_phase",
         "_relay",
         "_replica",
@@ -68,6 +76,7 @@ class Exchange:
         "client",
         "request",
         "series",
+        "span",
         "worker",
     )
 
@@ -78,6 +87,7 @@ class Exchange:
         self.client = client
         self.request = request
         self.series: metrics.Series
+        self.span: RequestSpan | None = None
         self._route = route
         self._phase = Phase.CHOOSING
         self._replica: Replica | None = None
@@ -86,12 +96,14 @@ class Exchange:
         self._excluded: tuple[int, ...] = ()
         self._num_attempts = 0
         self._num_sends = 0
-        self._payload = b""
-        self._error_body = b""
+        self._call: EngineCall | None = None
+        self._held = b""
         self._sent_at = 0.0
 
     def start(self) -> None:
         """Makes the first attempt."""
+        if self.worker.tracer is not None:
+            self.span = self.worker.tracer.begin(self.request, self._route)
         self._attempt(None)
 
     # The way in: choose → connect → send.
@@ -106,14 +118,15 @@ class Exchange:
                 cause = NoReplica(f"No replica of '{route.model.name}' can take a request now.")
             self._answer_error(cause)
             return
-        if cause is not None:
+        if cause is None:
+            worker.retry_budget.deposit()
+        else:
             self.series.add(metrics.RETRIES, 1)
-        loads = worker.ledger.outstanding_tokens(candidates)
-        replica = candidates[worker.policy(loads, worker.next_rotation())]
         self._num_attempts += 1
-        self._replica = replica
-        worker.ledger.charge(replica.index, route.cost_tokens)
+        self._replica = replica = worker.choose(candidates, route.cost_tokens)
         self._count_under(replica.name)
+        if self.span is not None:
+            self.span.begin_attempt(replica)
         connection = worker.pool.take(replica)
         if connection is None:
             self._phase = Phase.CONNECTING
@@ -125,10 +138,12 @@ class Exchange:
         """Replicas to choose from, by the newest snapshot: the fleet may have changed meanwhile."""
         route = self._route
         model = self.worker.snapshot.models.get(route.model.name, route.model)
-        candidates = model.healthy.get(route.endpoint.path, ())
-        if self._excluded:
-            return tuple(r for r in candidates if r.index not in self._excluded)
-        return candidates
+        healthy = model.healthy.get(route.endpoint.path, ())
+        return (
+            tuple(r for r in healthy if r.index not in self._excluded)
+            if self._excluded
+            else healthy
+        )
 
     def _count_under(self, replica_name: str) -> None:
         if self._num_attempts > 1:
@@ -151,27 +166,10 @@ class Exchange:
         connection.begin(self, payload)
 
     def _engine_request(self, replica: Replica) -> bytes:
-        """Head and body for the engine: of the client's headers only its trace context passes."""
         request, route = self.request, self._route
-        body = self._payload = self._payload or replica.dialect.engine_body(
-            request.body(),
-            route.endpoint.path,
-            request.inference_id,
-            route.engine_name,
-            add_usage=route.adds_usage,
-        )
-        trace = b""
-        for name in _TRACE_HEADERS:
-            value = request.headers.get(name)
-            if value is not None:
-                trace += b"%b: %b\r\n" % (name, value)
-        return b"%b%b\r\n%bcontent-length: %d\r\n\r\n%b" % (
-            self.worker.request_prefix(replica, route.endpoint.path),
-            request.inference_id,
-            trace,
-            len(body),
-            body,
-        )
+        self._call = call = engine_call(request, route, replica)
+        trace = client_trace_lines(request) if self.span is None else self.span.trace_lines()
+        return self.worker.engine_requests.build(request, route, call, replica, trace)
 
     def connected(self, connection: UpstreamConnection) -> None:
         """The connection that was asked for is open; one that nobody waits for any more is kept."""
@@ -183,50 +181,57 @@ class Exchange:
     # The response, until its first byte goes out.
 
     def on_block(self, block: bytes) -> None:
-        """Decides by the response's head what becomes of it.
-
-        A stream's head is held until its first event, so that an engine that dies before is still
-        a failure before the first byte.
-        """
-        upstream = self._upstream
-        if upstream is None:
+        """Decides by the response's head and first bytes what becomes of it (`first_bytes.py`)."""
+        upstream, call = self._upstream, self._call
+        if upstream is None or call is None:
             return
-        if upstream.status >= 300:
-            self._collect_error(upstream)
+        parts = upstream.parts
+        came = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._held = self._held + came if self._held else came
+        verdict = judge(upstream, self._held, call, self._route.model.name)
+        if verdict is None:
             return
-        if not upstream.headers.get(b"content-type", b"").startswith(_EVENT_STREAM):
-            relay: BodyRelay | StreamRelay = BodyRelay(self, upstream)
-        elif upstream.parts or upstream.is_complete:
-            relay = StreamRelay(self, upstream, self._event_filter(upstream.replica))
+        if verdict.error is not None:
+            self._fail(verdict.error)
         else:
-            return
+            self._begin(upstream, call, verdict, block)
+
+    def _begin(
+        self, upstream: UpstreamConnection, call: EngineCall, verdict: Verdict, block: bytes
+    ) -> None:
+        """The first byte goes out. What a retry would have needed is not needed any more."""
+        relay: BodyRelay | StreamRelay
+        if verdict.kind == "stream":
+            relay = StreamRelay(self, upstream, self._event_filter(upstream, call))
+        else:
+            relay = BodyRelay(self, upstream)
+            if upstream.is_complete:
+                upstream.headers[b"content-length"] = b"%d" % len(verdict.first)
+        if self.span is not None:
+            self.span.first_byte()
         self._phase = Phase.RELAYING
         self._relay = upstream.reader = relay
-        # What a retry would have needed is not needed any more.
-        self._payload = b""
+        self._held = b""
         self.request.body_parts = []
-        relay.begin(block)
+        relay.begin(verdict.first, block)
 
-    def _event_filter(self, replica: Replica) -> EventFilter:
+    def _event_filter(self, upstream: UpstreamConnection, call: EngineCall) -> EventFilter:
         return EventFilter(
             withholds_usage=self._route.adds_usage,
             error_shape=self.request.error_shape,
             request_id=self.request.request_id.decode(),
-            dialect=replica.dialect,
-            model=self._route.model.name,
+            dialect=upstream.replica.dialect,
+            call=call,
         )
 
-    def _collect_error(self, upstream: UpstreamConnection) -> None:
-        """Holds an engine's error until it is complete: it never passes as it is."""
-        self._error_body += b"".join(upstream.parts)
-        if not upstream.is_complete and len(self._error_body) < _MAX_ERROR_BODY_BYTES:
-            return
-        body, self._error_body = self._error_body, b""
-        error = upstream.replica.dialect.to_error(upstream.status, body, self._route.model.name)
+    def _fail(self, error: ServingError) -> None:
         if error.retryable:
             self.upstream_failed(error)
-        else:
-            self._answer_error(error)
+            return
+        if self._replica is not None:
+            # A refusal is an answer of an engine that works.
+            self.worker.registry.report_success(self._replica)
+        self._answer_error(error)
 
     # Failures before the first byte.
 
@@ -243,29 +248,32 @@ class Exchange:
             return
         may_send = self._num_sends < _MAX_SENDS
         is_stale = upstream.is_reused and not upstream.status and may_send
-        if is_stale and not self._has_other_than(upstream.replica):
+        others = [r for r in self._candidates() if r is not upstream.replica]
+        if is_stale and not others:
             # It was closing while we wrote. The replica may be well: same one, new connection.
             # Only where there is no other: a replica that is being killed still accepts one.
             self._upstream = None
             self.worker.pool.drop(upstream.replica)
             self._phase = Phase.CONNECTING
             self.worker.pool.connect(upstream.replica, self)
-        elif self._error_body:
+        elif upstream.status and upstream.is_close_delimited:
             upstream.is_complete = True
-            self._collect_error(upstream)
+            self.on_block(b"")
         else:
-            self.report_broken()
             self.upstream_failed(UpstreamBroken("The engine closed the connection unanswered."))
 
-    def _has_other_than(self, replica: Replica) -> bool:
-        return any(other.index != replica.index for other in self._candidates())
-
     def report_broken(self) -> None:
-        """A connection broke: has the fleet probed without waiting."""
-        self.worker.registry.probe_soon()
+        """The replica failed this request: counts against it."""
+        if self._replica is not None:
+            self.worker.registry.report_failure(self._replica)
 
     def upstream_failed(self, error: ServingError) -> None:
         """The attempt is lost: tried elsewhere, within bounds."""
+        if isinstance(error, Overloaded):
+            # A full queue is no fault, and what it refuses it has not begun to work on.
+            self._num_sends -= 1
+        else:
+            self.report_broken()
         if self._num_sends < _MAX_SENDS:
             self._retry(error)
         else:
@@ -274,11 +282,17 @@ class Exchange:
     def _retry(self, error: ServingError) -> None:
         if self._replica is not None:
             self._excluded += (self._replica.index,)
+        if self.span is not None:
+            self.span.attempt_failed(error)
         self._leave_replica()
-        if self._num_attempts >= self.worker.config.limits.max_attempts:
+        worker = self.worker
+        if self._num_attempts >= worker.config.limits.max_attempts or not (
+            worker.retry_budget.withdraw(monotonic())
+        ):
             self._answer_error(error)
             return
         self._phase = Phase.CHOOSING
+        self._held = b""
         self._attempt(error)
 
     def _leave_replica(self) -> None:
@@ -294,9 +308,18 @@ class Exchange:
 
     # The way out.
 
-    def complete(self) -> None:
-        """The relay has written the last byte of the response."""
+    def complete(self, error: ServingError | None = None) -> None:
+        """The relay has written the last byte of the response.
+
+        Args:
+            error: What the engine reported in the middle of its stream, if it did.
+        """
         status = 200 if self._upstream is None else self._upstream.status
+        if error is not None:
+            status = error.status
+            self.report_broken()
+        elif self._replica is not None:
+            self.worker.registry.report_success(self._replica)
         self._settle(status)
         self.client.exchange_done(abort=False)
 
@@ -323,15 +346,11 @@ class Exchange:
         self._phase = Phase.DONE
         self._leave_replica()
         request, relay = self.request, self._relay
-        prompt_tokens = completion_tokens = 0
-        if relay is not None:
-            if relay.usage is not None:
-                prompt_tokens, completion_tokens = relay.usage
-            else:
-                # Cut off before its usage: engines send one token an event.
-                completion_tokens = relay.num_events
+        prompt_tokens, completion_tokens = (0, 0) if relay is None else relay.counted_tokens()
         duration_s = monotonic() - request.received_at
         self.series.settle(status, duration_s, request.body_bytes, prompt_tokens, completion_tokens)
+        if self.span is not None:
+            self.span.end(status, prompt_tokens, completion_tokens)
         self.worker.exchanges.discard(self)
         # Exchange and relay know each other: unlinked, they are freed without the cycle collector.
         self._relay = None
@@ -359,8 +378,11 @@ class Exchange:
             self._expire(f"The request took longer than {timeouts.total_s:g} s.")
         elif self._relay is not None:
             if now - self._relay.last_at > timeouts.idle_s:
+                if not self.client.is_write_paused:
+                    self.report_broken()
                 self._expire(f"The response stood still for {timeouts.idle_s:g} s.")
         elif self._phase is Phase.WAITING and now - self._sent_at > timeouts.first_byte_s:
+            self.report_broken()
             self._expire(f"The engine did not answer within {timeouts.first_byte_s:g} s.")
 
     def _expire(self, message: str) -> None:

@@ -26,8 +26,21 @@ def read_key_file(path: Path) -> tuple[ApiKeyHash, ...]:
         ConfigError: If the file cannot be read, has a bad line, or no key at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--api-key-file {path}: {error}") from None
+    return parse_keys(content, path)
+
+
+def parse_keys(content: bytes, path: Path) -> tuple[ApiKeyHash, ...]:
+    """The keys in the bytes of a key file; `path` is for messages.
+
+    Raises:
+        ConfigError: If there is a bad line, or no key at all.
+    """
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
         raise ConfigError(f"--api-key-file {path}: {error}") from None
     keys = []
     for number, line in enumerate(lines, start=1):

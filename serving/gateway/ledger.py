@@ -33,6 +33,11 @@ class Ledger:
         """Takes the same cost off again."""
         self._own[replica_index] -= cost_tokens
 
+    def is_idle(self, replica_index: int) -> bool:
+        """Whether no request of any worker is charged to a replica."""
+        tables = [self._own, *self._others]
+        return not any(outstanding[replica_index] for outstanding in tables)
+
     def outstanding_tokens(self, replicas: Sequence[Replica]) -> list[float]:
         """Load of each of `replicas` over all workers, in tokens, in their order."""
         own = self._own

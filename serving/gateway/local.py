@@ -8,6 +8,7 @@ import msgspec
 
 from serving.errors import UnknownModel
 from serving.gateway import answers, metrics
+from serving.gateway.admission import allowed_methods
 from serving.gateway.endpoints import HEALTHZ, METRICS, MODELS, READYZ
 
 if TYPE_CHECKING:
@@ -33,8 +34,12 @@ class LocalRoutes:
         """The whole response to a GET or HEAD of a local route."""
         worker = self._worker
         path = request.path
+        if request.method == b"OPTIONS":
+            return self._options(request)
         if path == METRICS:
-            text = metrics.exposition(worker.tables, worker.snapshot.replica_health)
+            text = metrics.exposition(
+                worker.tables, worker.snapshot.replica_health, worker.engine_table
+            )
             return answers.answer(request, 200, text, worker.date, metrics.CONTENT_TYPE)
         if path == HEALTHZ:
             return self._json(request, 200, {"status": "ok"})
@@ -44,6 +49,13 @@ class LocalRoutes:
             models = [self._card(model) for model in worker.snapshot.models.values()]
             return self._json(request, 200, {"object": "list", "data": models})
         return self._model(request)
+
+    def _options(self, request: Request) -> bytes:
+        cors = self._worker.cors
+        lines = b"allow: %b\r\n" % allowed_methods(request.path).encode()
+        if cors is not None and cors.is_preflight(request):
+            lines += cors.preflight_lines(request)
+        return answers.no_content(request, lines, self._worker.date)
 
     def _ready(self, request: Request) -> bytes:
         worker = self._worker
@@ -66,7 +78,7 @@ class LocalRoutes:
             "object": "model",
             "created": self._started_at_s,
             "owned_by": "headrace",
-            "root": model.engine_name,
+            "root": model.version,
             "parent": model.parent,
             "max_model_len": model.max_model_len,
         }

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from serving.fleet.engine_metrics import EngineTable
     from serving.gateway.shared_table import SharedTable
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -72,7 +73,11 @@ RESPONSE_BYTES = 4
 CLIENT_ABORTS = 5
 RETRIES = 6
 CONNECTIONS = 7
-_REQUESTS = 8
+RELOADS = 8
+RELOADS_REFUSED = 9
+SPANS_DROPPED = 10
+SPANS_LOST = 11
+_REQUESTS = 12
 _TTFT = _REQUESTS + len(STATUSES) + 1
 _TTFT_SUM = _TTFT + len(TTFT_BOUNDS_S) + 1
 ITL = _TTFT_SUM + 1
@@ -162,9 +167,15 @@ class Metrics:
 class FleetCollector(Collector):
     """Adds the tables of all workers up, at each scrape."""
 
-    def __init__(self, tables: Sequence[SharedTable], replica_health: Mapping[str, bool]) -> None:
+    def __init__(
+        self,
+        tables: Sequence[SharedTable],
+        replica_health: Mapping[str, bool],
+        engines: EngineTable | None = None,
+    ) -> None:
         self._tables = tables
         self._replica_health = replica_health
+        self._engines = engines
 
     def collect(self) -> Iterable[Metric]:
         """All metric families of the gateway."""
@@ -186,6 +197,8 @@ class FleetCollector(Collector):
         )
         overflow.add_metric([], sum(table.overflows for table in self._tables))
         yield overflow
+        if self._engines is not None:
+            yield from self._engines.families(self._replica_health)
 
     def _summed_rows(self) -> dict[tuple[str, ...], list[float]]:
         summed: dict[tuple[str, ...], list[float]] = {}
@@ -237,6 +250,27 @@ def _counters(rows: Mapping[tuple[str, ...], list[float]]) -> Iterable[Metric]:
             if labels != NO_LABELS:
                 family.add_metric(labels, columns[column])
         yield family
+    yield from _worker_counters(rows)
+
+
+def _worker_counters(rows: Mapping[tuple[str, ...], list[float]]) -> Iterable[Metric]:
+    """What belongs to no request."""
+
+    def total(column: int) -> float:
+        return sum(columns[column] for columns in rows.values())
+
+    reloads = CounterMetricFamily(
+        "headrace_config_reloads", "Reloads of the configuration.", labels=["result"]
+    )
+    reloads.add_metric(["ok"], total(RELOADS))
+    reloads.add_metric(["refused"], total(RELOADS_REFUSED))
+    yield reloads
+    spans = CounterMetricFamily(
+        "headrace_trace_spans_lost", "Spans that did not reach the collector.", labels=["reason"]
+    )
+    spans.add_metric(["queue_full"], total(SPANS_DROPPED))
+    spans.add_metric(["export_failed"], total(SPANS_LOST))
+    yield spans
 
 
 def _gauges(rows: Mapping[tuple[str, ...], list[float]]) -> Iterable[Metric]:
@@ -268,8 +302,12 @@ def _histogram(
     return family
 
 
-def exposition(tables: Sequence[SharedTable], replica_health: Mapping[str, bool]) -> bytes:
+def exposition(
+    tables: Sequence[SharedTable],
+    replica_health: Mapping[str, bool],
+    engines: EngineTable | None = None,
+) -> bytes:
     """The text that `/metrics` answers with."""
     registry = CollectorRegistry()
-    registry.register(FleetCollector(tables, replica_health))
+    registry.register(FleetCollector(tables, replica_health, engines))
     return generate_latest(registry)

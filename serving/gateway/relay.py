@@ -68,6 +68,10 @@ class Relay:
         """The next bytes from the replica; `upstream.parts` has them dechunked."""
         raise NotImplementedError
 
+    def counted_tokens(self) -> tuple[int, int]:
+        """Prompt and completion tokens; of a stream cut off before its usage, a token an event."""
+        return (0, self.num_events) if self.usage is None else self.usage
+
     def break_off(self, error: ServingError) -> bool:
         """Tells the client, where the response still allows it, that it stays incomplete.
 
@@ -113,20 +117,24 @@ class BodyRelay(Relay):
         super().__init__(exchange, upstream)
         self._tail = b""
 
-    def begin(self, block: bytes) -> None:
-        """Writes the head with what has come of the body."""
+    def begin(self, first: bytes, block: bytes) -> None:
+        """Writes the head with what has come of the body.
+
+        Args:
+            first: The body so far.
+            block: The bytes that came last.
+        """
         length = self._upstream.headers.get(b"content-length")
         framing = self._unsized_framing() if length is None else b"content-length: %b\r\n" % length
-        self._pass_on(self._head(framing))
+        self._pass_on(self._head(framing), first)
 
     def on_block(self, block: bytes) -> None:
         """Passes the next part of the body on."""
-        self._pass_on(b"")
-
-    def _pass_on(self, head: bytes) -> None:
-        self.last_at = monotonic()
         parts = self._upstream.parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._pass_on(b"", parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _pass_on(self, head: bytes, body: bytes) -> None:
+        self.last_at = monotonic()
         self._write(head + self._framed(body))
         window = self._tail + body if self._tail else body
         # vLLM may write long fields (`prompt_logprobs`) after the usage.
@@ -146,6 +154,8 @@ class StreamRelay(Relay):
         "_is_fast",
         "_itl_at",
         "_itl_sum_at",
+        "_last_block",
+        "_own_event_mark",
         "_sent_at",
         "_values",
     )
@@ -156,6 +166,8 @@ class StreamRelay(Relay):
         super().__init__(exchange, upstream)
         self._events = events
         self._is_fast = False
+        self._last_block = b""
+        self._own_event_mark = upstream.replica.dialect.own_event_mark
         self._client_write = exchange.client.write
         # The fast path counts without a call: these are the places of its counters.
         self._values = self._series.values
@@ -163,10 +175,15 @@ class StreamRelay(Relay):
         self._itl_sum_at = self._series.base + metrics.ITL_SUM
         self._sent_at = self._series.base + _RESPONSE_BYTES
 
-    def begin(self, block: bytes) -> None:
-        """Writes the head with the first events."""
+    def begin(self, first: bytes, block: bytes) -> None:
+        """Writes the head with the first events.
+
+        Args:
+            first: The body so far.
+            block: The bytes that came last.
+        """
         self._series.observe_ttft(self.last_at - self._exchange.request.received_at)
-        self._filter(self._head(_NO_CACHE + self._unsized_framing()), block)
+        self._filter(self._head(_NO_CACHE + self._unsized_framing()), first, block)
 
     def on_block(self, block: bytes) -> None:
         """The next bytes of the stream. Whole events in whole chunks pass as they are."""
@@ -181,36 +198,51 @@ class StreamRelay(Relay):
             and block.endswith(CHUNKED_EVENT_END)
             and USAGE_MARK not in block
             and ERROR_MARK not in block
+            and (self._own_event_mark is None or self._own_event_mark not in block)
             and not self._upstream.is_complete
         ):
             write = self._client_write
             write(block)
+            self._last_block = block
             self.num_events += 1
             values[self._sent_at] += len(block)
         else:
-            self._filter(b"", block)
+            self._filter(b"", b"".join(self._upstream.parts), block)
 
-    def _filter(self, head: bytes, block: bytes) -> None:
+    def _filter(self, head: bytes, body: bytes, block: bytes) -> None:
         """The slow path: takes the bytes apart into events and frames what the client shall see."""
         upstream, events = self._upstream, self._events
         try:
-            payload = events.feed(upstream.parts, is_last=upstream.is_complete)
+            payload = events.feed(body, is_last=upstream.is_complete)
         except ServingError as error:
             self._exchange.break_off(error)
             return
         self.num_events += events.num_relayed
         self.usage = events.usage
-        self._write(head + self._framed(payload))
         if upstream.is_complete:
-            self._exchange.complete()
+            self._end(head, payload)
             return
+        self._write(head + self._framed(payload))
         # Between two events, and between two chunks, the engine's own chunks may pass again.
         self._is_fast = (
             self._frames
-            and events.is_between_events
+            and events.may_pass_blocks
             and block.endswith(CHUNKED_EVENT_END)
             and b"transfer-encoding" in upstream.headers
         )
+
+    def _end(self, head: bytes, payload: bytes) -> None:
+        """The last bytes of the stream, unless what should have been last never came."""
+        if not self._events.is_cut_short(self._last_block):
+            self._write(head + self._framed(payload))
+            self._exchange.complete(self._events.error)
+            return
+        # Half an event would swallow the error event that comes after it.
+        payload = payload.removesuffix(self._events.rest)
+        framed = chunk(payload) if self._frames and payload else payload
+        self._write(head + framed)
+        self._exchange.report_broken()
+        self._exchange.break_off(UpstreamBroken("The engine ended its response too early."))
 
     def break_off(self, error: ServingError) -> bool:
         """Ends the stream with one error event."""

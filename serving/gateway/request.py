@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serving.gateway.endpoints import Endpoint, ErrorShape
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_MAX_BOUND = 1 << 31
 _FIELD_OF_PATH = re.compile(r"`\$\.([^`]+)`")
 
 
@@ -37,10 +38,23 @@ class BodyFields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n: int | None = None
+    max_tokens: int | float | None = None
+    max_completion_tokens: int | float | None = None
+    max_output_tokens: int | float | None = None
+    n: int | float | None = None
+
+    @property
+    def max_generated_tokens(self) -> int | None:
+        """The request's own bound on its completion, under whichever name."""
+        for bound in (self.max_completion_tokens, self.max_tokens, self.max_output_tokens):
+            if bound is not None:
+                return int(min(bound, _MAX_BOUND))
+        return None
+
+    @property
+    def num_choices(self) -> int:
+        """Completions of the one prompt."""
+        return 1 if self.n is None else int(min(self.n, _MAX_BOUND))
 
 
 _decode_fields = msgspec.json.Decoder(BodyFields).decode
@@ -80,7 +94,7 @@ class Request:
         method: For example `b"POST"`.
         target: Request target as sent, path and query.
         path: Path without the query.
-        headers: Lower-case name → value; of repeated names the last.
+        headers: Lower-case name → value; of repeated names the first.
         body_parts: The body as it came in.
         body_bytes: Sum of their lengths.
         keep_alive: Whether the connection may serve another request after this one.
@@ -90,12 +104,14 @@ class Request:
         request_id: The client's `x-request-id`, or the inference id.
         received_at: `time.monotonic()` of the complete request.
         refusal: Why the gateway answers it with an error, whatever the body says.
+        extra_head: Header lines, each with its end, that every response to it carries.
     """
 
     __slots__ = (
         "body_bytes",
         "body_parts",
         "endpoint",
+        "extra_head",
         "headers",
         "inference_id",
         "is_http10",
@@ -120,6 +136,7 @@ class Request:
         self.inference_id = b""
         self.received_at = 0.0
         self.refusal: ServingError | None = None
+        self.extra_head = b""
 
     @property
     def request_id(self) -> bytes:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from serving.errors import BadRequest, NoReplica, NotOffered, UnknownModel
+from serving.errors import BadRequest, NoReplica, NotOffered, UnknownModel, UnknownResponse
+from serving.gateway.endpoints import STORED_PREFIX, STORED_RESPONSE
 from serving.gateway.request import read_body_fields
+from serving.gateway.response_id import replica_index_of
 from serving.routing.cost import estimate_tokens
+from serving.routing.snapshot import Model
 
 if TYPE_CHECKING:
     from serving.gateway.endpoints import Endpoint
     from serving.gateway.request import BodyFields
-    from serving.routing.snapshot import Model, Snapshot
+    from serving.routing.snapshot import Snapshot
 
 _MAX_SHOWN_CHARS = 200
 
@@ -22,17 +25,19 @@ class Route(NamedTuple):
     Attributes:
         endpoint: The relayed route.
         model: As it was when the request came; attempts look its replicas up anew.
-        engine_name: What to put in place of the body's `model`, or None to leave it.
+        sent_name: The body's `model`, or None.
         cost_tokens: Charged to the replica while it works.
         adds_usage: Whether we ask for a stream's usage because the client did not; the chunk that
             the engine sends for it is withheld.
+        stored_target: For a stored response, the request target on the replica that keeps it.
     """
 
     endpoint: Endpoint
     model: Model
-    engine_name: str | None
+    sent_name: str | None
     cost_tokens: int
     adds_usage: bool
+    stored_target: str | None = None
 
 
 def resolve(endpoint: Endpoint, body: bytes, snapshot: Snapshot) -> Route:
@@ -53,14 +58,35 @@ def resolve(endpoint: Endpoint, body: bytes, snapshot: Snapshot) -> Route:
     model = _find_model(endpoint, fields.model, snapshot)
     if endpoint.path not in model.offered:
         raise NotOffered(f"The engine that serves '{model.name}' does not offer {endpoint.path}.")
-    bound = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
     return Route(
         endpoint,
         model,
-        None if fields.model == model.engine_name else model.engine_name,
-        estimate_tokens(len(body), bound, fields.n or 1),
+        fields.model,
+        estimate_tokens(len(body), fields.max_generated_tokens, fields.num_choices),
         endpoint.injects_usage and _lacks_usage(fields),
     )
+
+
+def resolve_stored(path: str, target: bytes, snapshot: Snapshot) -> Route:
+    """Finds the replica that keeps a response, by the response's id.
+
+    Args:
+        path: `/v1/responses/{id}`, or that with `/cancel`.
+        target: The same with its query.
+        snapshot: The fleet at this moment.
+
+    Raises:
+        UnknownResponse: If the id is not one of ours, or its replica has left the fleet.
+    """
+    stored_id = path.removeprefix(STORED_PREFIX).removesuffix("/cancel")
+    index = replica_index_of(stored_id)
+    replica = snapshot.routable.get(index) if index is not None else None
+    if replica is None:
+        raise UnknownResponse(f"No response with id '{stored_id[:_MAX_SHOWN_CHARS]}' is kept here.")
+    endpoint = STORED_RESPONSE
+    only = {endpoint.path: (replica,)}
+    model = Model("", "", {}, None, None, only, frozenset(only))
+    return Route(endpoint, model, None, 1, adds_usage=False, stored_target=target.decode("latin-1"))
 
 
 def _lacks_usage(fields: BodyFields) -> bool:

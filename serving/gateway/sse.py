@@ -20,6 +20,9 @@ USAGE_MARK = b'"usage":{'
 ERROR_MARK = b'"error":'
 """Unescaped quotes: neither can be part of generated text, which is inside a JSON string."""
 
+DONE_MARK = b"data: [DONE]"
+"""OpenAI's last event of a chat or completion stream."""
+
 NO_CHOICES_MARK = b'"choices":[]'
 
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")

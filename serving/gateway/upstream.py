@@ -8,16 +8,20 @@ connections; a busy one belongs to its reader.
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
-from serving.errors import UpstreamBroken
+from serving.errors import InternalError, UpstreamBroken
+from serving.gateway.keepalive import probe_when_silent
 
 if TYPE_CHECKING:
     from serving.errors import ServingError
     from serving.routing.snapshot import Replica
+
+log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 MAX_IDLE_PER_REPLICA = 1024
@@ -48,6 +52,9 @@ class Requester(Protocol):
 
     def connect_failed(self, replica: Replica) -> None:
         """It could not be opened."""
+
+    def upstream_failed(self, error: ServingError) -> None:
+        """The attempt broke by a fault of ours."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -130,6 +137,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Keeps the transport."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
+        probe_when_silent(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """Frames the next bytes and hands them to the reader."""
@@ -189,7 +197,11 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class UpstreamPool:
-    """Idle connections by replica, and the making of new ones."""
+    """Idle connections by replica, and the making of new ones.
+
+    Attributes:
+        connect_timeout_s: Deadline of a connect, the TLS handshake included.
+    """
 
     def __init__(self, tasks: asyncio.TaskGroup, connect_timeout_s: float) -> None:
         """Starts empty.
@@ -199,7 +211,7 @@ class UpstreamPool:
             connect_timeout_s: Deadline of one.
         """
         self._tasks = tasks
-        self._connect_timeout_s = connect_timeout_s
+        self.connect_timeout_s = connect_timeout_s
         self._idle: dict[int, list[UpstreamConnection]] = {}
 
     def take(self, replica: Replica) -> UpstreamConnection | None:
@@ -216,11 +228,23 @@ class UpstreamPool:
         self._tasks.create_task(self._connect(replica, requester))
 
     async def _connect(self, replica: Replica, requester: Requester) -> None:
+        """The task of one attempt; whatever goes wrong in it stays the matter of one request."""
+        try:
+            await self._open(replica, requester)
+        except Exception:
+            log.exception("a request failed unexpectedly", extra={"replica": replica.name})
+            requester.upstream_failed(InternalError("The gateway failed on this request."))
+
+    async def _open(self, replica: Replica, requester: Requester) -> None:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(self.connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self, replica), replica.host, replica.port
+                    lambda: UpstreamConnection(self, replica),
+                    replica.host,
+                    replica.port,
+                    ssl=replica.tls,
+                    server_hostname=replica.host if replica.tls else None,
                 )
         except (OSError, UnicodeError):  # a deadline is an OSError, a bad host name a UnicodeError
             requester.connect_failed(replica)

@@ -11,37 +11,47 @@ import gc
 import logging
 import signal
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from serving.errors import ConfigError
+from serving.fleet.engine_metrics import EngineScraper, EngineTable
 from serving.fleet.registry import FleetRegistry
 from serving.gateway import metrics
 from serving.gateway.auth import ApiKeys
 from serving.gateway.client import ClientConnection
+from serving.gateway.cors import CorsRules
+from serving.gateway.engine_request import EngineRequests
 from serving.gateway.inference_id import InferenceIds
 from serving.gateway.ledger import Ledger
+from serving.gateway.listener import Listener
 from serving.gateway.local import LocalRoutes
+from serving.gateway.reload import POLL_S, merged
 from serving.gateway.shared_table import SharedTable
 from serving.gateway.upstream import IDLE_S, UpstreamPool
+from serving.routing import slow_start
 from serving.routing.policy import Policy, least_outstanding_tokens
+from serving.routing.retry_budget import RetryBudget
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
     from pathlib import Path
 
     from serving.config import GatewayConfig
+    from serving.config_file import ConfigSource
     from serving.gateway.exchange import Exchange
+    from serving.gateway.reload import Reload, Reloader
     from serving.routing.snapshot import Replica, Snapshot
+    from serving.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 0.5
 _SWEEP_SLICE = 256
 """Connections looked at without a pause: more at once would delay the tokens of others."""
-_BACKLOG = 4096
 
 
 class Worker:
@@ -53,16 +63,25 @@ class Worker:
         is_draining: Whether new requests on open connections are their last.
     """
 
-    def __init__(self, config: GatewayConfig, index: int, metrics_dir: Path) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        index: int,
+        metrics_dir: Path,
+        replica_indexes: Sequence[int] | None = None,
+    ) -> None:
         """Maps the tables of all workers; serves nothing yet.
 
         Args:
             config: Of the whole gateway.
             index: Which worker this is, from 0.
             metrics_dir: Folder of the shared tables; all workers use the same.
+            replica_indexes: Of the replicas, the same in all workers; None numbers them from 0.
         """
         self.config = config
         self.api_keys = ApiKeys(config.api_keys)
+        self.cors = None if config.cors is None else CorsRules(config.cors)
+        self.is_first = index == 0
         self.inference_ids = InferenceIds()
         self.policy: Policy = least_outstanding_tokens
 
@@ -82,37 +101,60 @@ class Worker:
         key = config.replica_api_key
         self._replica_key = key.get_secret_value() if key else None
         self.registry = FleetRegistry(
-            config.replicas, config.aliases, self._replica_key, self._take_snapshot
+            config.replicas,
+            config.aliases,
+            self._replica_key,
+            self._take_snapshot,
+            config.resilience,
+            lambda replica: self.ledger.outstanding_tokens((replica,))[0] <= 0.0,
+            replica_indexes,
+        )
+        self.retry_budget = RetryBudget(
+            config.resilience.retry_ratio, config.resilience.min_retries_per_s
         )
         self.snapshot = self.registry.snapshot
-        self._request_prefixes: dict[tuple[int, str], bytes] = {}
+        self.engine_requests = EngineRequests(self._replica_key)
         self._rotation = index
+        self.engine_table = EngineTable(metrics_dir)
+        self.tracer = self._make_tracer()
         self._stop = asyncio.Event()
+        self._tasks: asyncio.TaskGroup
+        self._beside: list[asyncio.Task[None]] = []
+        self._reloading: tuple[Reloader, ConfigSource] | None = None
+
+    def _make_tracer(self) -> Tracer | None:
+        if self.config.tracing is None:
+            return None
+        # Imported where it is used only: the gateway runs without OpenTelemetry.
+        from serving.tracing.tracer import Tracer
+
+        return Tracer(self.config.tracing, self.metrics.worker)
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
 
-    def next_rotation(self) -> int:
-        """A number that grows with each choice of a replica."""
-        self._rotation += 1
-        return self._rotation
+    def choose(self, candidates: Sequence[Replica], cost_tokens: int) -> Replica:
+        """The replica that takes a request, and is charged for it from now on.
 
-    def request_prefix(self, replica: Replica, path: str) -> bytes:
-        """Request head for a replica up to the value of the header that carries our request id."""
-        prefix = self._request_prefixes.get((replica.index, path))
-        if prefix is None:
-            bearer = f"authorization: Bearer {self._replica_key}\r\n" if self._replica_key else ""
-            host = f"[{replica.host}]" if ":" in replica.host else replica.host
-            prefix = (
-                (
-                    f"POST {path} HTTP/1.1\r\nhost: {host}:{replica.port}\r\n"
-                    f"content-type: application/json\r\n{bearer}"
-                ).encode()
-                + replica.dialect.request_id_header()
-                + b": "
-            )
-            self._request_prefixes[replica.index, path] = prefix
-        return prefix
+        Args:
+            candidates: Not empty.
+            cost_tokens: Of the request.
+        """
+        loads = self.ledger.outstanding_tokens(candidates)
+        registry = self.registry
+        if registry.warming:
+            now = time.monotonic()
+            shares = [registry.share(replica, now) for replica in candidates]
+            loads = [
+                slow_start.weighed(load, cost_tokens, share)
+                for load, share in zip(loads, shares, strict=True)
+            ]
+        self._rotation += 1
+        replica = candidates[self.policy(loads, self._rotation)]
+        self.ledger.charge(replica.index, cost_tokens)
+        if registry.trials:
+            registry.report_chosen(replica)
+        return replica
 
     async def serve(self, listening: socket.socket, on_ready: Callable[[], None]) -> None:
         """Serves until `stop`, then drains.
@@ -126,10 +168,11 @@ class Worker:
         self._renew_date()
         async with self._background():
             await self.registry.first_round()
-            loop = asyncio.get_running_loop()
-            server = await loop.create_server(
-                lambda: ClientConnection(self), sock=listening, backlog=_BACKLOG
-            )
+            listener = Listener(listening, self.config, lambda: ClientConnection(self))
+            await listener.open()
+            self._run_beside(listener.watch_certificate())
+            if self._reloading is not None:
+                self._run_beside(self._follow(*self._reloading))
             # What is alive now stays: the collector need not walk it, and delay tokens, ever again.
             gc.collect()
             gc.freeze()
@@ -137,8 +180,59 @@ class Worker:
             try:
                 await self._stop.wait()
             finally:
-                server.close()
+                listener.close()
             await self._drain()
+        if self.tracer is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.tracer.close)
+
+    def apply(self, source: ConfigSource, reload: Reload) -> None:
+        """Takes new settings; connections and requests in flight go on as they are.
+
+        Args:
+            source: Reads the settings out of the bytes.
+            reload: What the owner of the gateway decided.
+        """
+        if self.is_first:
+            column = metrics.RELOADS_REFUSED if reload.contents is None else metrics.RELOADS
+            self.metrics.worker.add(column, 1)
+        if reload.contents is None:
+            return
+        try:
+            config = merged(self.config, source.resolve(reload.contents))
+            gone = self.registry.replace(config.replicas, reload.indexes, config.aliases)
+        except ConfigError as error:
+            log.error("worker cannot reload, it goes on as before: %s", error)
+            return
+        self.config = config
+        self.api_keys = ApiKeys(config.api_keys)
+        self.cors = None if config.cors is None else CorsRules(config.cors)
+        self.pool.connect_timeout_s = config.timeouts.connect_s
+        for replica in gone:
+            self.engine_requests.forget(replica)
+            self.pool.drop(replica)
+
+    def reload_by(self, reloader: Reloader, source: ConfigSource) -> None:
+        """Reloads by itself while it serves, in a gateway of one worker."""
+        self._reloading = (reloader, source)
+
+    async def _follow(self, reloader: Reloader, source: ConfigSource) -> None:
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+
+        def asked() -> None:
+            reloader.ask()
+            woken.set()
+
+        loop.add_signal_handler(signal.SIGHUP, asked)
+        while True:
+            woken.clear()
+            # File systems can be slow: they are looked at beside the loop.
+            reload = await loop.run_in_executor(None, reloader.poll)
+            if reload is not None:
+                self.apply(source, reload)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await woken.wait()
 
     def stop(self) -> None:
         """Begins the shutdown: unready, no new connections, drain, end."""
@@ -155,11 +249,22 @@ class Worker:
     async def _background(self) -> AsyncIterator[None]:
         """Owns the tasks that run beside the connections."""
         async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             self.pool = UpstreamPool(tasks, self.config.timeouts.connect_s)
-            running = [tasks.create_task(self.registry.run()), tasks.create_task(self._sweep())]
+            self._run_beside(self.registry.run())
+            self._run_beside(self._sweep())
+            if self.is_first:
+                scraper = EngineScraper(
+                    self.engine_table, self._replica_key, self.registry.scrape_targets
+                )
+                self._run_beside(scraper.run())
             yield
-            for task in running:
+            for task in self._beside:
                 task.cancel()
+
+    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs until the end of the drain."""
+        self._beside.append(self._tasks.create_task(work))
 
     async def _drain(self) -> None:
         """Lets requests in flight end, within the deadline, then resets what is left."""

@@ -9,22 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import resource
 import signal
 import socket
+import struct
 import time
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
+from serving.gateway.metrics import NUM_COLUMNS
+from serving.gateway.reload import POLL_S, Reloader
+from serving.gateway.shared_table import SharedTable
 from serving.gateway.worker import Worker
+from serving.log_format import log_to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from serving.config import GatewayConfig
+    from serving.config_file import ConfigSource
+    from serving.gateway.reload import Reload
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +41,8 @@ _RESTART_DELAYS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 _HEALTHY_S = 60.0
 """A worker that lived this long is restarted without delay."""
 _KILL_AFTER_S = 5.0
+_SEND_S = 2
+_WAKE_BYTES = 64
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -58,13 +68,25 @@ def raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class _Process:
-    """One worker's place: the process in it now, and when the next one may start."""
+class _Start(NamedTuple):
+    """What a worker is started with."""
 
-    def __init__(self, config: GatewayConfig, index: int, metrics_dir: Path) -> None:
-        self._config = config
+    config: GatewayConfig
+    metrics_dir: Path
+    source: ConfigSource | None
+    replica_indexes: tuple[int, ...]
+
+
+class _Process:
+    """One worker's place: the process in it now, and when the next one may start.
+
+    Attributes:
+        start_with: What the next process gets.
+    """
+
+    def __init__(self, start_with: _Start, index: int) -> None:
+        self.start_with = start_with
         self._index = index
-        self._metrics_dir = metrics_dir
         self._failures = 0
         self._started_at = 0.0
         self._start_at = 0.0
@@ -72,11 +94,10 @@ class _Process:
         self.start()
 
     def start(self) -> None:
-        """Starts a process; it shares a pipe with us that only ever says `ready`, or ends."""
+        """Starts a process; it says `ready` through a pipe, and gets reloads through it."""
         self.pipe, theirs = multiprocessing.Pipe()
-        self._process = _SPAWN.Process(
-            target=_main, args=(self._config, self._index, self._metrics_dir, theirs)
-        )
+        _bound_sends(self.pipe)
+        self._process = _SPAWN.Process(target=_main, args=(self.start_with, self._index, theirs))
         self._process.start()
         theirs.close()
         self._started_at = time.monotonic()
@@ -103,6 +124,16 @@ class _Process:
             extra={"worker": self._index, "exit_code": self._process.exitcode, "delay_s": delay_s},
         )
 
+    def tell(self, reload: Reload) -> None:
+        """Passes a reload on; a worker that does not take it is replaced by one that has it."""
+        if not self.is_running:
+            return
+        try:
+            self.pipe.send(reload)
+        except OSError:
+            log.exception("worker takes no reload, it is ended", extra={"worker": self._index})
+            self._process.kill()
+
     def restart_if_due(self) -> None:
         """Puts a new process in the place of a dead one, after its delay."""
         if not self.is_running and time.monotonic() >= self._start_at:
@@ -127,10 +158,15 @@ class _Process:
 class WorkerProcesses:
     """All workers of a gateway."""
 
-    def __init__(self, config: GatewayConfig, metrics_dir: Path) -> None:
+    def __init__(
+        self, config: GatewayConfig, metrics_dir: Path, source: ConfigSource | None = None
+    ) -> None:
         self._config = config
         self._metrics_dir = metrics_dir
+        self._source = source
         self._is_stopping = False
+        self._reloader = None if source is None else Reloader(source, config, self._is_idle)
+        self._next_poll_at = time.monotonic()
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Runs the workers until SIGTERM or SIGINT, then lets them drain.
@@ -143,16 +179,21 @@ class WorkerProcesses:
         signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        workers = [
-            _Process(self._config, index, self._metrics_dir)
-            for index in range(self._config.workers)
-        ]
+        if self._reloader is not None:
+            signal.signal(signal.SIGHUP, self._ask_reload)
+        first = _Start(
+            self._config, self._metrics_dir, self._source, tuple(range(len(self._config.replicas)))
+        )
+        workers = [_Process(first, index) for index in range(self._config.workers)]
         was_ready = False
         while not self._is_stopping:
             running = {worker.pipe: worker for worker in workers if worker.is_running}
             for ready in wait([*running, woken], timeout=0.5):
                 if isinstance(ready, Connection):
                     running[ready].on_pipe()
+                else:
+                    woken.recv(_WAKE_BYTES)
+            self._reload(workers)
             for worker in workers:
                 worker.restart_if_due()
             if not was_ready and all(worker.is_ready for worker in workers):
@@ -164,6 +205,35 @@ class WorkerProcesses:
     def _stop(self, *_: object) -> None:
         self._is_stopping = True
 
+    def _ask_reload(self, *_: object) -> None:
+        if self._reloader is not None:
+            self._reloader.ask()
+            self._next_poll_at = 0.0
+
+    def _reload(self, workers: list[_Process]) -> None:
+        """Looks at the files once a second; a change goes to all workers, and to later ones."""
+        reloader, now = self._reloader, time.monotonic()
+        if reloader is None or now < self._next_poll_at:
+            return
+        self._next_poll_at = now + POLL_S
+        reload = reloader.poll()
+        if reload is None:
+            return
+        after = _Start(reloader.config, self._metrics_dir, self._source, reloader.indexes)
+        for worker in workers:
+            worker.start_with = after
+            worker.tell(reload)
+
+    def _is_idle(self, replica_index: int) -> bool:
+        tables = [
+            SharedTable(self._metrics_dir / f"worker-{number}.f64", NUM_COLUMNS)
+            for number in range(self._config.workers)
+        ]
+        is_idle = not any(table.outstanding_tokens[replica_index] for table in tables)
+        for table in tables:
+            table.close()
+        return is_idle
+
     def _end(self, workers: list[_Process]) -> None:
         for worker in workers:
             worker.terminate()
@@ -172,24 +242,40 @@ class WorkerProcesses:
             worker.end(deadline)
 
 
-def _main(config: GatewayConfig, index: int, metrics_dir: Path, parent: Connection) -> None:
+def _bound_sends(pipe: Connection) -> None:
+    """A worker that is stuck must not stop the process that would replace it."""
+    with socket.socket(fileno=os.dup(pipe.fileno())) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_S, 0))
+
+
+def _main(start_with: _Start, index: int, parent: Connection) -> None:
     """A worker process."""
+    log_to_stderr()
+    config, source = start_with.config, start_with.source
+    # Reloads are the parent's business, also where a terminal tells the whole group.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise_open_files()
     address = (config.listen.host, config.listen.port)
     family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
     listening = bind_shared(family, resolved)
 
     async def serve() -> None:
-        worker = Worker(config, index, metrics_dir)
+        worker = Worker(config, index, start_with.metrics_dir, start_with.replica_indexes)
         worker.stop_on_signals()
         loop = asyncio.get_running_loop()
 
-        def parent_gone() -> None:
-            loop.remove_reader(parent.fileno())
-            worker.stop()
+        def on_parent() -> None:
+            try:
+                reload = parent.recv()
+            except (EOFError, OSError):
+                loop.remove_reader(parent.fileno())
+                worker.stop()
+                return
+            if source is not None:
+                worker.apply(source, reload)
 
-        # The parent never writes: readable means that it is gone.
-        loop.add_reader(parent.fileno(), parent_gone)
+        # The parent writes reloads only; an end of the pipe means that it is gone.
+        loop.add_reader(parent.fileno(), on_parent)
         await worker.serve(listening, lambda: parent.send_bytes(b"ready"))
 
     uvloop.run(serve())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
     from serving.engines.base import Dialect
@@ -23,6 +24,7 @@ class Replica:
         index: Its place in the fleet; the same in all workers.
         name: Label in metrics and logs.
         dialect: How its engine wants to be spoken to.
+        tls: How it is verified; None speaks plain HTTP.
     """
 
     index: int
@@ -30,6 +32,7 @@ class Replica:
     host: str
     port: int
     dialect: Dialect
+    tls: ssl.SSLContext | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,9 @@ class Model:
 
     Attributes:
         name: What clients send.
-        engine_name: What the replicas call it; differs for an alias.
+        version: What an alias stands for; equal to `name` for all others. Clients read it as the
+            `model` of a response, as OpenAI answers an alias with a dated snapshot.
+        engine_names: Replica index → what that replica's engine calls the model.
         max_model_len: Context length in tokens, where the engine tells.
         parent: Base model of an adapter, else None.
         healthy: Endpoint path → healthy replicas that serve the model and offer the endpoint.
@@ -46,7 +51,8 @@ class Model:
     """
 
     name: str
-    engine_name: str
+    version: str
+    engine_names: Mapping[int, str]
     max_model_len: int | None
     parent: str | None
     healthy: Mapping[str, tuple[Replica, ...]]
@@ -60,6 +66,7 @@ class Snapshot:
     Attributes:
         version: Grows by one with every change.
         models: Public name → model.
+        routable: Index → replica, of those that take requests.
         default_model: The only base model of the fleet, for routes whose `model` is optional.
         is_complete: Whether the models of every replica have been learnt.
         is_ready: Whether a first request would be answered.
@@ -68,6 +75,7 @@ class Snapshot:
 
     version: int = 0
     models: Mapping[str, Model] = field(default_factory=dict)
+    routable: Mapping[int, Replica] = field(default_factory=dict)
     default_model: Model | None = None
     is_complete: bool = False
     is_ready: bool = False

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
@@ -156,6 +157,7 @@ class ScriptedEngine:
         num_tokens: Length of the answers that follow vLLM's contract.
         latency_s: How long those take to begin.
         connection_script: What a new connection does before it reads anything.
+        tls: Serves over TLS; set before it listens.
         is_reading: Unset to let new connections wait unread, until `read_on`.
     """
 
@@ -177,6 +179,7 @@ class ScriptedEngine:
         self.probes: list[Seen] = []
         self.counts = Counts()
         self.port = port
+        self.tls: ssl.SSLContext | None = None
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
         self._tasks: asyncio.TaskGroup
@@ -199,13 +202,18 @@ class ScriptedEngine:
     @property
     def url(self) -> str:
         """Base URL."""
-        return f"http://127.0.0.1:{self.port}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     async def listen(self) -> None:
         """Takes connections, on the same port as before if there was one."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: _Connection(self), "127.0.0.1", self.port, reuse_address=True
+            lambda: _Connection(self),
+            "127.0.0.1",
+            self.port,
+            reuse_address=True,
+            ssl=self.tls,
         )
         self.port = self._server.sockets[0].getsockname()[1]
 

@@ -21,7 +21,7 @@ def test_response(client, gateway):
         model=gateway.model, input=QUESTION, max_output_tokens=MAX_TOKENS, **pinned()
     )
     response = raw.parse()
-    assert response.id == f"resp_{raw.headers['x-headrace-inference-id']}"
+    assert response.id == f"resp_{raw.headers['x-headrace-inference-id']}000"
     assert response.status == "completed"
     assert response.model == gateway.model
     assert "Paris" in response.output_text
@@ -47,7 +47,7 @@ def test_response_stream(client, gateway):
     assert events[0].type == "response.created"
     assert events[-1].type == "response.completed"
     assert {event.response.id for event in events if hasattr(event, "response")} == {
-        f"resp_{inference_id}"
+        f"resp_{inference_id}000"
     }
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert len(deltas) > 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
+    from serving.config_file import ConfigSource
+
 REPLICA = ("--replica", "vllm=http://127.0.0.1:9001")
 
 
@@ -24,13 +28,14 @@ def run_with(monkeypatch: pytest.MonkeyPatch) -> list[GatewayConfig]:
     """The configurations that the command would have served with."""
     configs: list[GatewayConfig] = []
 
-    def run(config: GatewayConfig, on_ready: Any) -> None:
+    def run(config: GatewayConfig, on_ready: Any, source: ConfigSource) -> None:
+        assert source.load() == config
         configs.append(config)
         on_ready("http://127.0.0.1:8000")
 
     monkeypatch.setattr("serving.cli.gateway.run", run)
-    for name in ("HEADRACE_LISTEN", "HEADRACE_WORKERS", "HEADRACE_API_KEY_FILE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
+        monkeypatch.delenv(name)
     return configs
 
 
@@ -102,12 +107,14 @@ def test_environment(run_with: list[GatewayConfig], monkeypatch: pytest.MonkeyPa
         (("--replica", "http://127.0.0.1:9001"), "write ENGINE=URL"),
         (("--replica", "9001"), "write ENGINE=URL"),
         (("--replica", "tgi=http://127.0.0.1:9001"), "engine must be one of: vllm"),
-        (("--replica", "vllm=https://127.0.0.1:9001"), "the URL must be http://HOST:PORT"),
+        (("--replica", "vllm=ftp://127.0.0.1:9001"), "the URL must be http://HOST:PORT"),
         (("--replica", "vllm=127.0.0.1:9001"), "the URL must be http://HOST:PORT"),
         (("--replica", "vllm=http://127.0.0.1:9001/v1"), "must not have a path"),
         (("--replica", "vllm=http://127.0.0.1:99999"), "--replica vllm=http://127.0.0.1:99999: "),
         (("--replica", "vllm=http://127.0.0.1:x"), "--replica vllm=http://127.0.0.1:x: "),
         (("--replica", "vllm=http://[::1"), "--replica vllm=http://[::1: "),
+        ((), "--replica: no replica is named"),
+        (("--config", "no/such/file"), "--config no/such/file: No such file or directory"),
         ((*REPLICA, *REPLICA), "the same address is given twice"),
         ((*REPLICA, "--listen", "8000"), "write HOST:PORT"),
         ((*REPLICA, "--listen", "127.0.0.1:x"), "write HOST:PORT"),
@@ -135,7 +142,6 @@ def test_bad_flag(run_with: list[GatewayConfig], arguments: tuple[str, ...], say
 @pytest.mark.parametrize(
     "arguments",
     [
-        (),
         (*REPLICA, "--workers", "0"),
         (*REPLICA, "--workers", "x"),
         (*REPLICA, "--idle-timeout-s", "0"),
@@ -163,3 +169,33 @@ def test_others_need_keys_or_a_word(run_with: list[GatewayConfig]) -> None:
         GatewayConfig(listen=Listen(host="10.0.0.1", port=1), replicas=replicas)
     assert _invoke(*REPLICA, "--listen", "10.0.0.1:1", "--insecure-no-auth").exit_code == 0
     assert run_with[0].insecure_no_auth
+
+
+def test_file(
+    run_with: list[GatewayConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flags beat the file; it is found by flag or variable, and never in the working folder."""
+    file = tmp_path / "headrace.toml"
+    file.write_text('workers = 2\n[[replicas]]\nkind = "sglang"\nurl = "http://a:1"\n')
+    assert _invoke("--config", str(file), "--idle-timeout-s", "7").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    assert _invoke().exit_code == 2
+    monkeypatch.setenv("HEADRACE_CONFIG", str(file))
+    assert _invoke("--workers", "3").exit_code == 0
+    first, second = run_with
+    assert (first.workers, first.timeouts.idle_s, first.replicas[0].kind) == (2, 7, "sglang")
+    assert second.workers == 3
+
+
+def test_check(run_with: list[GatewayConfig], tmp_path: Path) -> None:
+    """The resolved settings as JSON, and nothing is served; exit code 2 for what cannot work."""
+    file = tmp_path / "headrace.toml"
+    file.write_text('[[replicas]]\nkind = "vllm"\nurl = "http://a:1"\n')
+    result = _invoke("--config", str(file), "--check", "--workers", "5")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["workers"] == 5
+    file.write_text(file.read_text() + '[tls]\ncert_file = "c"\nkey_file = "k"\n')
+    result = _invoke("--config", str(file), "--check")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"headrace: tls: {tmp_path}/c: No such file or directory\n"
+    assert run_with == []

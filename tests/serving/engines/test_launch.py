@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from serving.engines.launch import CpuPlacement, GpuPlacement, VllmOptions, vllm_command
+from serving.engines.launch import CpuPlacement, EngineOptions, GpuPlacement, vllm_command
 
 COMMON = {"model": "/models/m", "served_name": "m", "port": 9001}
 
@@ -11,7 +11,7 @@ COMMON = {"model": "/models/m", "served_name": "m", "port": 9001}
 def test_command_on_cpus():
     """A CPU replica gets its cores, its cache and LoRA, and never asks a hub for a local model."""
     placement = CpuPlacement(cpu_ids=(2, 3), kv_cache_gib=3)
-    options = VllmOptions(**COMMON, placement=placement, tool_call_parser="hermes")
+    options = EngineOptions(**COMMON, placement=placement, tool_call_parser="hermes")
     command = vllm_command(options, {"PATH": "/bin"}, python="python")
     assert " ".join(command.argv) == (
         "python -m vllm.entrypoints.openai.api_server --model /models/m --served-model-name m"
@@ -32,7 +32,7 @@ def test_command_on_cpus():
 
 def test_threads_without_cores_are_left_to_the_kernel():
     """A number of threads is given to OpenMP, and vLLM binds nothing."""
-    options = VllmOptions(**COMMON, placement=CpuPlacement(num_threads=2), max_loras=0)
+    options = EngineOptions(**COMMON, placement=CpuPlacement(num_threads=2), max_loras=0)
     env = vllm_command(options, {"OMP_NUM_THREADS": "64"}).env
     assert (env["VLLM_CPU_OMP_THREADS_BIND"], env["OMP_NUM_THREADS"]) == ("nobind", "2")
 
@@ -40,7 +40,7 @@ def test_threads_without_cores_are_left_to_the_kernel():
 def test_command_on_gpus():
     """A GPU replica sees only its GPUs and splits the model over them."""
     placement = GpuPlacement(gpu_ids=("4", "5"), memory_utilization=0.8)
-    options = VllmOptions(
+    options = EngineOptions(
         **COMMON, placement=placement, is_local=False, max_loras=0, max_model_len_tokens=4096
     )
     command = vllm_command(options, {"CUDA_VISIBLE_DEVICES": "4,5,6"}, python="python")
@@ -55,13 +55,13 @@ def test_command_on_gpus():
 )
 def test_variables_that_would_open_or_lock_the_engine_are_dropped(variable):
     """Neither admin routes nor a key that the gateway does not send come in from outside."""
-    options = VllmOptions(**COMMON, placement=CpuPlacement())
+    options = EngineOptions(**COMMON, placement=CpuPlacement())
     assert variable not in vllm_command(options, {variable: "1"}).env
 
 
 def test_extra_arguments_come_last():
     """What the user gives to the engine wins over what we give."""
-    options = VllmOptions(
+    options = EngineOptions(
         **COMMON, placement=CpuPlacement(), extra_arguments=("--dtype", "float32")
     )
     assert vllm_command(options, {}).argv[-2:] == ("--dtype", "float32")
@@ -80,4 +80,4 @@ def test_extra_arguments_come_last():
 def test_options_that_cannot_work_are_refused(changes):
     """Contradictions are errors, never silently ignored."""
     with pytest.raises(ValidationError):
-        VllmOptions(**(COMMON | {"placement": {"kind": "cpu"}} | changes))
+        EngineOptions(**(COMMON | {"placement": {"kind": "cpu"}} | changes))

@@ -10,15 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engines import dialect_of
+from serving.engines.base import EngineCall
 from serving.errors import BadRequest, ServingError
 
 VLLM = dialect_of("vllm")
-ID = b"0" * 32
+ID = "resp_00"
 CHAT = "/v1/chat/completions"
 
 
 def _body(body: bytes, path: str = CHAT, name: str | None = None, *, usage: bool = False) -> bytes:
-    return VLLM.engine_body(body, path, ID, name, add_usage=usage)
+    """As the engine gets it; `name` is the engine's where that is not the one that was sent."""
+    call = EngineCall(
+        path=path,
+        response_id=ID,
+        public_name="public",
+        engine_name=name or "sent",
+        sent_name="other" if name is not None else "sent",
+        add_usage=usage,
+    )
+    return VLLM.engine_body(body, call)
 
 
 def _error(status: int, body: object) -> ServingError:
@@ -63,7 +73,7 @@ _values = st.recursive(
 )
 
 
-@given(fields=st.dictionaries(st.text(), _values, max_size=6), name=st.text())
+@given(fields=st.dictionaries(st.text(), _values, max_size=6), name=st.text(min_size=1))
 def test_any_body_keeps_its_values(fields: dict[str, Any], name: str) -> None:
     """After rewriting, everything but the model is what it was."""
     fields.pop("stream_options", None)
@@ -84,7 +94,7 @@ def test_bad_bodies_are_bad_requests(body: bytes) -> None:
 def test_responses_api_names_its_response() -> None:
     """Its id comes from the body."""
     sent = json.loads(_body(b'{"model":"m","request_id":"forged"}', "/v1/responses"))
-    assert sent == {"model": "m", "request_id": "resp_" + "0" * 32}
+    assert sent == {"model": "m", "request_id": ID}
 
 
 def _openai(message: str, code: int, param: str | None = None) -> dict[str, Any]:

@@ -26,6 +26,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(200 if self.gate is None or self.gate.exists() else 503, {})
 
+    def do_POST(self) -> None:
+        """A completion, for the gateway's canary."""
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(200, {"choices": [{"index": 0, "text": "1", "finish_reason": "length"}]})
+
     def answer(self, status: int, body: dict) -> None:
         payload = json.dumps(body).encode()
         self.send_response(status)

@@ -9,7 +9,7 @@ from eventually import eventually
 from scripted_engine import GENERATE_PATHS, Act, head, json_reply
 
 from serving.engines import dialect_of
-from serving.fleet.learn import Served, ServedModel, is_healthy, learn
+from serving.fleet.learn import Served, ServedModel, generates, is_healthy, learn
 from serving.routing.snapshot import Replica
 
 if TYPE_CHECKING:
@@ -108,3 +108,63 @@ async def test_probes_leave_no_connection(scripted: ScriptedEngine) -> None:
     await _healthy(scripted)
     await eventually(lambda: scripted.counts.open_connections == 0)
     assert scripted.counts.connections == 3
+
+
+COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+BASE = ServedModel("m", None, 2048)
+
+
+async def _generates(
+    engine: ScriptedEngine, *models: ServedModel, offered: str = COMPLETIONS
+) -> bool:
+    served = Served(models or (BASE,), frozenset({offered}))
+    return await generates(_replica(engine), served, timeout_s=TIMEOUT_S, api_key="k")
+
+
+async def test_canary(scripted: ScriptedEngine) -> None:
+    """One token of the base model, on the cheapest endpoint, with the replica's key."""
+    adapter = ServedModel("lora", "m", None)
+    assert await _generates(scripted, adapter, BASE) is True
+    assert await _generates(scripted, offered=EMBEDDINGS) is True
+    completion, embedding = scripted.requests
+    assert (completion.target, completion.json) == (
+        COMPLETIONS,
+        {"model": "m", "prompt": "1", "max_tokens": 1},
+    )
+    assert (embedding.target, embedding.json) == (EMBEDDINGS, {"model": "m", "input": "1"})
+    assert completion.headers["authorization"] == "Bearer k"
+
+
+async def test_nothing_to_generate_with(scripted: ScriptedEngine) -> None:
+    """Without a base model, or a cheap endpoint, the replica is taken at its word."""
+    assert await _generates(scripted, ServedModel("lora", "m", None)) is True
+    assert await _generates(scripted, offered="/v1/chat/completions") is True
+    assert scripted.requests == []
+
+
+@pytest.mark.parametrize(
+    ("script", "does"),
+    [
+        (json_reply({}, status=400), True),
+        (json_reply({}, status=503), True),
+        (json_reply({}, status=500), False),
+        (json_reply({}, status=502), False),
+        ([Act.RESET], False),
+        ([b"garbage\r\n\r\n"], False),
+    ],
+    ids=["refused", "full", "500", "502", "reset", "not HTTP"],
+)
+async def test_answers_to_the_canary(
+    scripted: ScriptedEngine, script: Sequence[Step], does: bool
+) -> None:
+    """An answer is one of an engine that works, a failure is not."""
+    scripted.always = script
+    assert await _generates(scripted) is does
+
+
+async def test_late_canary(scripted: ScriptedEngine) -> None:
+    """Being late is told apart from failing: it may be the load."""
+    scripted.always = [Act.HANG]
+    served = Served((BASE,), frozenset({COMPLETIONS}))
+    with pytest.raises(TimeoutError):
+        await generates(_replica(scripted), served, timeout_s=0.05, api_key=None)

@@ -183,8 +183,8 @@ def test_sigint_while_engines_start_takes_everything_down(start_up, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--engine", "sglang"], "this version starts only vllm"),
-        (["--engine", "tensorrt-llm"], "this version starts only vllm"),
+        (["--engine", "sglang"], "not installed here"),
+        (["--engine", "tensorrt-llm"], "not installed here"),
         (["--engine", "llamacpp"], "unknown; one of: vllm, sglang, tensorrt-llm"),
         (["--listen", "0.0.0.0:1"], "others can reach this address and no API keys are set"),
         (["--listen", "127.0.0.1:0"], "give a port"),
@@ -199,3 +199,20 @@ def test_settings_that_cannot_work_are_one_line(start_up, arguments, line):
     assert line in up.read_until("^headrace: ")
     assert up.process.wait(DEADLINE_S) == 2
     assert len(up.lines) == 1
+
+
+def test_up_passes_a_config_on(start_up, port, tmp_path):
+    """The gateway gets the file; address and replicas stay those of `up`. A bad file ends it at once."""
+    config = tmp_path / "headrace.toml"
+    replicas = '[[replicas]]\nkind = "vllm"\nurl = "http://127.0.0.1:1"\n'
+    config.write_text(f'listen = "127.0.0.1:1"\naliases = {{fast = "tiny"}}\n{replicas}')
+    up = start_up("--config", str(config))
+    up.read_until("^Serving")
+    models = json.loads(get(port, "/v1/models"))["data"]
+    assert sorted(model["id"] for model in models) == ["fast", "tiny"]
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(DEADLINE_S) == 0
+    config.write_text("workrs = 1")
+    up = start_up("--config", str(config))
+    up.read_until("unknown key 'workrs'; did you mean 'workers'")
+    assert up.process.wait(DEADLINE_S) == 2

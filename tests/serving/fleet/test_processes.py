@@ -15,7 +15,7 @@ import pytest
 
 from serving.engines.launch import LaunchCommand
 from serving.errors import ConfigError
-from serving.fleet.http_get import get
+from serving.fleet.http_client import get
 from serving.fleet.ports import PortReservation
 from serving.fleet.process import ProcessSpec, ProcessStatus, RestartPolicy, State
 from serving.fleet.processes import STATE_FILE, Processes, log_tail, only_one

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from serving.config import GatewayConfig, Limits, Listen, ReplicaConfig, Timeouts
+from serving.config import GatewayConfig, Limits, Listen, ReplicaConfig, Resilience, Timeouts
 
 sys.path.append(str(Path(__file__).parent))
 
-from running_gateway import Gateway, key_hash, running
+from running_gateway import NO_CANARY, Gateway, key_hash, running
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,15 +41,18 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             keys: tuple[str, ...] = (),
             aliases: dict[str, str] | None = None,
             limits: dict[str, int] | None = None,
+            resilience: Resilience = NO_CANARY,
+            kind: str = "vllm",
             **timeouts: float,
         ) -> Gateway:
             config = GatewayConfig(
                 listen=Listen(host="127.0.0.1", port=0),
-                replicas=tuple(ReplicaConfig.parse(f"vllm={engine.url}") for engine in engines),
+                replicas=tuple(ReplicaConfig.parse(f"{kind}={engine.url}") for engine in engines),
                 aliases=aliases or {},
                 api_keys=tuple(key_hash(key) for key in keys),
                 timeouts=Timeouts(**{"drain_s": 1.0, **timeouts}),
                 limits=Limits(**(limits or {})),
+                resilience=resilience,
             )
             return await stack.enter_async_context(running(config, tmp_path, *engines))
 

@@ -56,7 +56,7 @@ class GatewayProcess:
     def workers(self) -> list[psutil.Process]:
         """The worker processes; none if the gateway runs in one process."""
         parent = psutil.Process(self.process.pid)
-        return [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+        return [child for child in parent.children() if _is_worker(child)]
 
     def terminate(self) -> None:
         """Asks for the drain."""
@@ -78,7 +78,7 @@ async def gateway_process(
         folder: For its temporary files.
         engines: The replicas.
         flags: Further flags.
-        environment: Further variables.
+        environment: Further variables. Canaries are off unless one says otherwise.
     """
     replicas = [part for engine in engines for part in ("--replica", f"vllm={engine.url}")]
     process = await asyncio.create_subprocess_exec(
@@ -86,7 +86,12 @@ async def gateway_process(
         *replicas,
         *flags,
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(folder), **environment},
+        env={
+            **os.environ,
+            "TMPDIR": str(folder),
+            "HEADRACE_RESILIENCE_CANARY": "false",
+            **environment,
+        },
         stdout=asyncio.subprocess.PIPE,
     )
     started: list[psutil.Process] = []
@@ -105,6 +110,13 @@ async def gateway_process(
         await process.wait()
         # Workers end by themselves when their parent is gone.
         await eventually(lambda: not any(_is_alive(child) for child in started))
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it has just ended, and may not have been reaped yet
+        return False
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -66,7 +66,7 @@ class RawClient:
         response = await self.head()
         headers = response.headers
         async with asyncio.timeout(DEADLINE_S):
-            if is_head or response.status < 200:
+            if is_head or response.status < 200 or response.status == 204:
                 return response
             if "content-length" in headers:
                 response.body = await self.reader.readexactly(int(headers["content-length"]))

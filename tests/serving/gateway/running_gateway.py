@@ -13,7 +13,7 @@ from eventually import eventually
 from prometheus_client.parser import text_string_to_metric_families
 from raw_client import RawClient, Response, post
 
-from serving.config import ApiKeyHash
+from serving.config import ApiKeyHash, Resilience
 from serving.gateway import metrics
 from serving.gateway.worker import Worker
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from scripted_engine import ScriptedEngine
 
     from serving.config import GatewayConfig
+
+NO_CANARY = Resilience(canary=False)
+"""For tests that count what an engine was sent: only their own requests reach it."""
 
 
 @dataclass
@@ -132,5 +135,7 @@ class StartGateway(Protocol):
         keys: tuple[str, ...] = (),
         aliases: dict[str, str] | None = None,
         limits: dict[str, int] | None = None,
+        resilience: Resilience = NO_CANARY,
+        kind: str = "vllm",
         **timeouts: float,
     ) -> Gateway: ...

@@ -7,9 +7,10 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from base_server import DONE
 from eventually import eventually
 from raw_client import get, post
-from scripted_engine import STREAM_HEAD, chunk, head
+from scripted_engine import STREAM_HEAD, chunk, head, stream_reply
 
 if TYPE_CHECKING:
     from raw_client import RawClient
@@ -38,7 +39,7 @@ async def _until_it_stands_still(scripted: ScriptedEngine) -> int:
 
 async def test_slow_stream(gateway: Gateway, scripted: ScriptedEngine) -> None:
     """The engine is held up while the client does not read; then every byte arrives."""
-    scripted.scripts.append([STREAM_HEAD, *[chunk(EVENT)] * NUM_EVENTS, b"0\r\n\r\n"])
+    scripted.scripts.append(stream_reply([*[EVENT] * NUM_EVENTS, DONE]))
     client = await gateway.connect(receive_buffer_bytes=8192)
     await client.send(post(STREAM))
     pushed = await _until_it_stands_still(scripted)
@@ -47,7 +48,7 @@ async def test_slow_stream(gateway: Gateway, scripted: ScriptedEngine) -> None:
     assert connection.is_write_paused
     assert connection._transport.get_write_buffer_size() < 1024 * 1024
     answer = await client.response()
-    assert answer.body == EVENT * NUM_EVENTS
+    assert answer.body == EVENT * NUM_EVENTS + DONE
     assert gateway.metric("headrace_requests_total", code="200") == 1
 
 
@@ -67,13 +68,13 @@ async def test_slow_client_does_not_slow_another(
     gateway: Gateway, scripted: ScriptedEngine
 ) -> None:
     """A stream beside the one that stands still is complete."""
-    scripted.scripts.append([STREAM_HEAD, *[chunk(EVENT)] * NUM_EVENTS, b"0\r\n\r\n"])
+    scripted.scripts.append(stream_reply([*[EVENT] * NUM_EVENTS, DONE]))
     slow = await gateway.connect(receive_buffer_bytes=8192)
     await slow.send(post(STREAM))
     pushed = await _until_it_stands_still(scripted)
     scripted.num_tokens = 100
     answer = await gateway.post(STREAM)
-    assert len(answer.chunks) == 104
+    assert len(answer.chunks) == 103
     assert scripted.counts.bytes_sent - pushed < 100_000
     slow.close()
     await eventually(lambda: scripted.counts.aborts == 1)
@@ -140,7 +141,7 @@ async def test_drain_refuses_new_connections(
     """A stream in flight ends whole, an idle connection is closed, a new one is refused."""
     gateway = await start_gateway(scripted, drain_s=10.0)
     gate = asyncio.Event()
-    scripted.scripts.append([STREAM_HEAD, chunk(EVENT), gate, chunk(EVENT), b"0\r\n\r\n"])
+    scripted.scripts.append([STREAM_HEAD, chunk(EVENT), gate, chunk(DONE), b"0\r\n\r\n"])
     client, idle = await gateway.connect(), await gateway.connect()
     await idle.send(get("/healthz"))
     await idle.response()
@@ -152,6 +153,6 @@ async def test_drain_refuses_new_connections(
     with pytest.raises(ConnectionRefusedError):
         await gateway.connect()
     gate.set()
-    assert await client.chunk() == EVENT
+    assert await client.chunk() == DONE
     assert await client.chunk() == b""
     assert await client.rest() == b""

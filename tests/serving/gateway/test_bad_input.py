@@ -119,13 +119,6 @@ CASES = [
     Case("no key for an unknown path", get("/sleep"), 401, "invalid_api_key", is_kept=True),
     Case("unknown path", get("/sleep", x_api_key=KEY), 404, "unknown_url", is_kept=True),
     Case(
-        "asterisk",
-        b"OPTIONS * HTTP/1.1\r\nhost: h\r\nx-api-key: hr-right\r\n\r\n",
-        404,
-        "unknown_url",
-        is_kept=True,
-    ),
-    Case(
         "wrong method", get(PATH.decode(), x_api_key=KEY), 405, "method_not_supported", is_kept=True
     ),
     Case("POST of a local route", post(b"", "/healthz"), 405, "method_not_supported", is_kept=True),
@@ -178,7 +171,7 @@ async def test_wrong_types_name_their_field(gateway: Gateway) -> None:
     """`param` says which field is at fault."""
     answer = await gateway.post({"model": "m", "stream_options": {"include_usage": "yes"}})
     assert answer.json["error"]["param"] == "stream_options.include_usage"
-    answer = await gateway.post({"model": "m", "n": 1.5})
+    answer = await gateway.post({"model": "m", "n": "two"})
     assert answer.json["error"]["param"] == "n"
     assert answer.json["error"]["type"] == "invalid_request_error"
 

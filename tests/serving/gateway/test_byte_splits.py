@@ -124,7 +124,7 @@ async def test_any_split_of_a_close_delimited_stream(
 ) -> None:
     """Whatever ends its lines, and with a last event that has no empty line."""
     events = [b"data: 1", b": comment", b"event: x\ndata: 2".replace(b"\n", bare)]
-    payload = b"".join(one + 2 * bare for one in events) + b"data: last"
+    payload = b"".join(one + 2 * bare for one in events) + b"data: [DONE]"
     raw = head(200, "content-type: text/event-stream", "connection: close") + payload
     scripted.scripts.append([*_pieces(raw, cuts), Act.FIN])
     answer = await gateway.post(STREAM)

@@ -195,8 +195,21 @@ async def test_head_of_a_relayed_route(gateway: Gateway) -> None:
     client = await gateway.connect()
     await client.send(b"HEAD /v1/completions HTTP/1.1\r\nhost: h\r\n\r\n", get("/healthz"))
     answer = await client.response(is_head=True)
-    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+    assert (answer.status, answer.headers["allow"]) == (405, "POST, OPTIONS")
     assert (await client.response()).status == 200
+
+
+async def test_options(gateway: Gateway) -> None:
+    """OPTIONS says what a route takes, and of `*` what the server does."""
+    client = await gateway.connect()
+    for target, allowed in (
+        ("*", "GET, HEAD, POST, OPTIONS"),
+        ("/v1/completions", "POST, OPTIONS"),
+        ("/v1/models", "GET, HEAD, OPTIONS"),
+    ):
+        await client.send(f"OPTIONS {target} HTTP/1.1\r\nhost: h\r\n\r\n".encode())
+        answer = await client.response()
+        assert (answer.status, answer.headers["allow"]) == (204, allowed)
 
 
 async def test_http10_stream_ends_with_the_connection(gateway: Gateway) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from base_server import DONE
 from eventually import eventually
 from raw_client import get, post
 from scripted_engine import (
@@ -163,6 +164,7 @@ async def test_accounts_are_even_after_any_mix(
         json_reply(error_body("x", "X", 500), status=500),
         [head(200, "content-length: 9"), b"{", Act.FIN],
         stream_reply([EVENT] * 5),
+        stream_reply([*[EVENT] * 5, DONE]),
     ]
     for engine in engines:
         engine.scripts.extend(rng.choice(scripts) for _ in range(60))

@@ -60,13 +60,24 @@ async def test_idle_stream(scripted: ScriptedEngine, start_gateway: StartGateway
 
 
 async def test_idle_json(scripted: ScriptedEngine, start_gateway: StartGateway) -> None:
-    """A JSON body that stands still is reset."""
+    """A body that stands still on its way is reset; it was too large to be held until its end."""
     gateway = await start_gateway(scripted, idle_s=SHORT_S)
-    scripted.scripts.append([head(200, "content-length: 9", "content-type: a/b"), b"{", Act.HANG])
+    lines = ("content-length: 9999999", "content-type: application/json")
+    scripted.scripts.append([head(200, *lines), b"{" * 2_000_000, Act.HANG])
     client = await gateway.connect()
     await client.send(post(CHAT))
     with pytest.raises(ConnectionResetError):
         await client.rest()
+    await eventually(lambda: scripted.counts.aborts == 1)
+
+
+async def test_held_json(scripted: ScriptedEngine, start_gateway: StartGateway) -> None:
+    """One that is held until its end has not begun for its client: it is the first byte that is late."""
+    gateway = await start_gateway(scripted, first_byte_s=SHORT_S)
+    lines = ("content-length: 9", "content-type: application/json")
+    scripted.scripts.append([head(200, *lines), b"{", Act.HANG])
+    answer = await gateway.post(CHAT)
+    assert (answer.status, answer.code) == (504, "deadline_exceeded")
     await eventually(lambda: scripted.counts.aborts == 1)
 
 
@@ -180,6 +191,8 @@ async def test_refused_client_that_sends_on(
     monkeypatch.setattr("serving.gateway.client._LINGER_S", SHORT_S)
     gateway = await start_gateway(scripted)
     client = await gateway.connect()
-    await client.send(b"POST /nothing HTTP/1.1\r\ncontent-length: 9999999\r\n\r\n", b"x" * 100_000)
+    await client.send(
+        b"POST /nothing HTTP/1.1\r\nhost: h\r\ncontent-length: 9999999\r\n\r\n", b"x" * 100_000
+    )
     assert (await client.response()).status == 404
     await eventually(lambda: gateway.metric("headrace_client_connections") == 0)

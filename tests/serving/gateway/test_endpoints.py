@@ -33,7 +33,6 @@ PRIVATE = [
     "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter",
     "/v1/chat/completions/render",
-    "/v1/responses/resp_1/cancel",
     "/inference/v1/abort_requests",
 ]
 TRICKS = [

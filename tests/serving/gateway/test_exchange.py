@@ -22,7 +22,7 @@ from scripted_engine import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from running_gateway import Gateway, StartGateway
     from scripted_engine import ScriptedEngine, StartEngine, Step
@@ -79,14 +79,13 @@ async def test_replica_comes_back(start_engine: StartEngine, start_gateway: Star
         [head(101, "upgrade: x", "connection: upgrade")],
         [b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000, Act.HANG],
         json_reply(error_body("boom", "InternalServerError", 500), status=500),
-        json_reply(error_body("queue", "Service Unavailable", 503), status=503),
         json_reply(b"<html>", status=502, framing="closed"),
         json_reply({"error": "Unauthorized"}, status=401),
         [head(302, "location: /x", "content-length: 0")],
     ],
     ids=[
         "reset", "closed", "part of a head", "head then reset", "head then closed", "not HTTP",
-        "TLS alert", "upgrade", "endless head", "500", "503", "502", "401", "302",
+        "TLS alert", "upgrade", "endless head", "500", "502", "401", "302",
     ],
 )  # fmt: skip
 async def test_failure_before_the_first_byte(
@@ -107,6 +106,21 @@ async def test_failure_before_the_first_byte(
     assert answer.json["error"]["type"] == "server_error"
     assert sum(_sent(engines)) == 4
     assert gateway.metric("headrace_errors_total") == 1
+
+
+async def test_full_queues(start_engine: StartEngine, start_gateway: StartGateway) -> None:
+    """Who refuses a request unread does not use up its second sending: the third replica gets it."""
+    gateway, engines = await _fleet(start_engine, start_gateway, 3)
+    full = json_reply(error_body("queue", "Service Unavailable", 503), status=503)
+    scripts = deque([full, full])
+    for engine in engines:
+        engine.scripts = scripts
+    assert (await gateway.post(STREAM)).status == 200
+    assert _sent(engines) == [1, 1, 1]
+    scripts.extend([full, full, full])
+    answer = await gateway.post(STREAM)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "overloaded")
+    assert sum(_sent(engines)) == 6
 
 
 @pytest.mark.parametrize(
@@ -266,17 +280,43 @@ async def test_death_in_mid_stream(
     assert gateway.metric("headrace_completion_tokens_total") == 2
 
 
-@pytest.mark.parametrize("script", [
-    [head(200, "content-length: 100", "content-type: application/json"), b'{"a":1}', Act.FIN],
-    [head(200, "content-length: 100", "content-type: application/json"), b'{"a":1}', Act.RESET],
-    [head(200, "transfer-encoding: chunked", "content-type: application/json"), chunk(b'{"a":1}'), Act.FIN],
-])  # fmt: skip
+SIZED = head(200, "content-length: 9999999", "content-type: application/json")
+CHUNKED = head(200, "transfer-encoding: chunked", "content-type: application/json")
+cut_json = pytest.mark.parametrize(
+    ("start", "frame", "end"),
+    [(SIZED, bytes, Act.FIN), (SIZED, bytes, Act.RESET), (CHUNKED, chunk, Act.FIN)],
+)
+
+
+@cut_json
+async def test_cut_json_is_tried_elsewhere(
+    start_engine: StartEngine,
+    start_gateway: StartGateway,
+    start: bytes,
+    frame: Callable[[bytes], bytes],
+    end: Act,
+) -> None:
+    """A body that breaks off while it is held has not begun for its client."""
+    gateway, engines = await _fleet(start_engine, start_gateway, 2)
+    scripts = deque([[start, frame(b'{"a":1}'), end]])
+    for engine in engines:
+        engine.scripts = scripts
+    assert (await gateway.post(CHAT)).json["model"] == "m"
+    assert _sent(engines) == [1, 1]
+
+
+@cut_json
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
 async def test_cut_json_is_not_taken_for_whole(
-    gateway: Gateway, scripted: ScriptedEngine, script: Sequence[Step], version: bytes
+    gateway: Gateway,
+    scripted: ScriptedEngine,
+    start: bytes,
+    frame: Callable[[bytes], bytes],
+    end: Act,
+    version: bytes,
 ) -> None:
-    """A body that breaks off resets the client's connection, whatever its framing."""
-    scripted.scripts.append(script)
+    """A large body that breaks off resets the client's connection, whatever its framing."""
+    scripted.scripts.append([start, frame(b"[" * 2_000_000), end])
     client = await gateway.connect()
     await client.send(post(CHAT).replace(b"HTTP/1.1", version))
     with pytest.raises(ConnectionResetError):

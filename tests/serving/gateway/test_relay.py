@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from base_server import DONE
 from raw_client import post
 from scripted_engine import chat_events, chunk, event, head, json_reply, stream_reply
 
@@ -101,7 +102,8 @@ async def test_stream_usage(
     answer = await gateway.post({**STREAM, "stream_options": options})
     assert scripted.requests[0].json["stream_options"] == sent
     shown = events if is_shown else [one for one in events if b'"usage"' not in one]
-    assert answer.chunks == shown
+    # The role is held until there is more than it.
+    assert answer.chunks == [shown[0] + shown[1], *shown[2:]]
     labels = {"endpoint": "/v1/chat/completions", "model": "m"}
     assert gateway.metric("headrace_prompt_tokens_total", **labels) == 11
     assert gateway.metric("headrace_completion_tokens_total", **labels) == 7
@@ -203,11 +205,11 @@ async def test_request_ids(gateway: Gateway, scripted: ScriptedEngine) -> None:
 async def test_responses_api_gets_the_id_in_its_body(
     gateway: Gateway, scripted: ScriptedEngine
 ) -> None:
-    """That API takes its id from the body, and none that the client wrote."""
+    """That API takes its id from the body, and none that the client wrote; it names the replica too."""
     scripted.scripts.append(json_reply({}))
     answer = await gateway.post({**CHAT, "request_id": "forged"}, "/v1/responses")
     inference_id = answer.headers["x-headrace-inference-id"]
-    assert scripted.requests[0].json["request_id"] == f"resp_{inference_id}"
+    assert scripted.requests[0].json["request_id"] == f"resp_{inference_id}000"
 
 
 @pytest.mark.parametrize("sent", ["a b", "x" * 129, "caf\xe9", "", "\t", "a\x7fb"])
@@ -283,7 +285,7 @@ async def test_close_delimited_json(gateway: Gateway, scripted: ScriptedEngine) 
 
 async def test_chunks_that_hold_parts_of_events(gateway: Gateway, scripted: ScriptedEngine) -> None:
     """A block that ends between events but inside a chunk does not break the client's framing."""
-    first, second, third = b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"
+    first, second, third = b"data: 1\n\n", b"data: 2\n\n", DONE
     both = chunk(first + second)
     cut = both.index(second)
     end = len(both) - 2
@@ -304,11 +306,11 @@ async def test_engine_trailers_are_dropped(
     gateway: Gateway, scripted: ScriptedEngine, trailers: bytes
 ) -> None:
     """The last chunk is ours."""
-    script = stream_reply([b"data: 1\n\n"])[:-1]
+    script = stream_reply([b"data: 1\n\n", DONE])[:-1]
     scripted.scripts.append([*script, b"0\r\n" + trailers + b"\r\n"])
     client = await gateway.connect()
     await client.send(post(WITH_USAGE, connection="close"))
-    assert (await client.response()).body == b"data: 1\n\n"
+    assert (await client.response()).body == b"data: 1\n\n" + DONE
     assert await client.rest() == b""
 
 

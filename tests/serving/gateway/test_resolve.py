@@ -14,9 +14,10 @@ CHAT, TOKENIZE = RELAYED["/v1/chat/completions"], RELAYED["/tokenize"]
 REPLICA = Replica(0, "r", "h", 1, dialect_of("vllm"))
 
 
-def _model(name: str, engine_name: str) -> Model:
+def _model(name: str, version: str) -> Model:
     offered = frozenset({CHAT.path, TOKENIZE.path})
-    return Model(name, engine_name, 2048, None, dict.fromkeys(offered, (REPLICA,)), offered)
+    healthy = dict.fromkeys(offered, (REPLICA,))
+    return Model(name, version, {0: version}, 2048, None, healthy, offered)
 
 
 BASE, ALIAS = _model("m", "m"), _model("fast", "m")
@@ -24,28 +25,26 @@ SNAPSHOT = Snapshot(models={"m": BASE, "fast": ALIAS}, default_model=BASE, is_co
 
 
 @pytest.mark.parametrize(
-    ("body", "model", "engine_name", "cost_tokens", "adds_usage"),
+    ("body", "model", "cost_tokens", "adds_usage"),
     [
-        (b'{"model":"m"}', BASE, None, 1 + 3 + 256, False),
-        (b'{"model":"fast"}', ALIAS, "m", 1 + 4 + 256, False),
-        (b'{"model":"m","max_tokens":10}', BASE, None, 1 + 7 + 10, False),
-        (b'{"model":"m","max_tokens":10,"max_completion_tokens":20,"n":3}', BASE, None, 1 + 15 + 60, False),
-        (b'{"model":"m","max_output_tokens":5}', BASE, None, 1 + 8 + 5, False),
-        (b'{"model":"m","max_tokens":99999999999999999999}', BASE, None, 1 + 11 + 4096, False),
-        (b'{"model":"m","stream":true}', BASE, None, 1 + 6 + 256, True),
-        (b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}', BASE, None, 1 + 16 + 256, False),
+        (b'{"model":"m"}', BASE, 1 + 3 + 256, False),
+        (b'{"model":"fast"}', ALIAS, 1 + 4 + 256, False),
+        (b'{"model":"m","max_tokens":10}', BASE, 1 + 7 + 10, False),
+        (b'{"model":"m","max_tokens":10,"max_completion_tokens":20,"n":3}', BASE, 1 + 15 + 60, False),
+        (b'{"model":"m","max_output_tokens":5}', BASE, 1 + 8 + 5, False),
+        (b'{"model":"m","max_tokens":99999999999999999999}', BASE, 1 + 11 + 4096, False),
+        (b'{"model":"m","stream":true}', BASE, 1 + 6 + 256, True),
+        (b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}', BASE, 1 + 16 + 256, False),
     ],
 )  # fmt: skip
-def test_route(
-    body: bytes, model: Model, engine_name: str | None, cost_tokens: int, adds_usage: bool
-) -> None:
-    """Model, name for the engine, cost, and whether usage is asked for."""
-    assert resolve(CHAT, body, SNAPSHOT) == (CHAT, model, engine_name, cost_tokens, adds_usage)
+def test_route(body: bytes, model: Model, cost_tokens: int, adds_usage: bool) -> None:
+    """Model, the name that was sent, cost, and whether usage is asked for."""
+    assert resolve(CHAT, body, SNAPSHOT) == (CHAT, model, model.name, cost_tokens, adds_usage, None)
 
 
 def test_default_model() -> None:
     """Only where `model` is optional and there is one base model."""
-    assert resolve(TOKENIZE, b"{}", SNAPSHOT)[1:3] == (BASE, "m")
+    assert resolve(TOKENIZE, b"{}", SNAPSHOT)[1:3] == (BASE, None)
     with pytest.raises(BadRequest):
         resolve(CHAT, b"{}", SNAPSHOT)
     with pytest.raises(BadRequest):

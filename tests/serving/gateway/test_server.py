@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from base_server import DONE
 from eventually import eventually
 from gateway_process import ROOT, gateway_process
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,7 +32,7 @@ TWO = ("--workers", "2")
 
 def _gated_stream() -> tuple[asyncio.Event, list[Step]]:
     gate = asyncio.Event()
-    return gate, [STREAM_HEAD, chunk(EVENT), gate, chunk(EVENT), b"0\r\n\r\n"]
+    return gate, [STREAM_HEAD, chunk(EVENT), gate, chunk(DONE), b"0\r\n\r\n"]
 
 
 async def _begin_stream(gateway: GatewayProcess) -> RawClient:
@@ -69,7 +70,7 @@ async def test_metrics_of_two_workers(scripted: ScriptedEngine, tmp_path: Path) 
 async def test_killed_worker(scripted: ScriptedEngine, tmp_path: Path) -> None:
     """It is started again; counters do not go back, the gauges count what is left."""
     gate = asyncio.Event()
-    scripted.always = [STREAM_HEAD, chunk(EVENT), gate, b"0\r\n\r\n"]
+    scripted.always = [STREAM_HEAD, chunk(EVENT), gate, chunk(DONE), b"0\r\n\r\n"]
     async with gateway_process(tmp_path, scripted, flags=TWO) as gateway:
         for _ in range(30):
             assert (await gateway.ask(post({"model": "x"}))).status == 404
@@ -112,7 +113,9 @@ async def _asked_until(gateway: GatewayProcess, num_in_flight: int) -> None:
 async def _end_of(client: RawClient) -> bytes | None:
     """The last chunk, or None where the stream was cut."""
     try:
-        return await client.chunk()
+        while piece := await client.chunk():
+            assert piece == DONE
+        return piece
     except (ConnectionError, asyncio.IncompleteReadError):
         return None
 
@@ -133,7 +136,7 @@ async def test_shutdown(
         await eventually(lambda: not _accepts(gateway.port))
         assert gateway.process.returncode is None
         gate.set()
-        assert await client.chunk() == EVENT
+        assert await client.chunk() == DONE
         assert await client.chunk() == b""
         assert await client.rest() == b""
         assert await gateway.end() == 0
