@@ -53,7 +53,7 @@ class FleetRegistry:
         api_key: str | None,
         on_change: Callable[[Snapshot], None],
         resilience: Resilience,
-        is_idle: Callable[[Replica], bool],
+        last_heard_at: Callable[[Replica], float],
         indexes: Sequence[int] | None = None,
     ) -> None:
         """Probes nothing until `run`.
@@ -64,15 +64,15 @@ class FleetRegistry:
             api_key: Bearer token for the replicas, or None.
             on_change: Gets every new snapshot.
             resilience: Thresholds.
-            is_idle: Whether a replica has no request of ours: only then does a late canary tell
-                that the engine is stuck, and not that it is busy.
+            last_heard_at: When a response that is under way last had bytes from a replica, by
+                `time.monotonic()`: an engine whose canary is late is stuck only if nothing else comes.
             indexes: Of the replicas; None numbers them from 0.
         """
         self._aliases = dict(aliases)
         self._api_key = api_key
         self._on_change = on_change
         self._resilience = resilience
-        self._is_idle = is_idle
+        self._last_heard_at = last_heard_at
         self.warming: dict[int, float] = {}
         self.trials = 0
         self._tasks: asyncio.TaskGroup | None = None
@@ -243,9 +243,9 @@ class FleetRegistry:
         """Whether the replica has generated of late, or does so now."""
         if state.served is None or not self._resilience.canary:
             return True
-        silent_s = monotonic() - state.proven_at
-        has_time = self._is_idle(state.replica) and silent_s > self._resilience.canary_interval_s
-        if not (state.is_suspect or has_time):
+        asked_at = monotonic()
+        is_silent = asked_at - self._heard_at(state) > self._resilience.canary_interval_s
+        if not (state.is_suspect or is_silent):
             return True
         timeout_s = self._resilience.canary_timeout_s
         try:
@@ -253,15 +253,19 @@ class FleetRegistry:
                 state.replica, state.served, timeout_s=timeout_s, api_key=self._api_key
             )
         except TimeoutError:
-            # A busy engine may be late and well; one that refuses is not.
+            # A busy engine may be late and well, if something else of it came meanwhile.
             state.is_suspect = True
-            return state.is_healthy and not self._is_idle(state.replica)
+            return state.is_healthy and self._heard_at(state) > asked_at
         if not does_generate:
             state.is_suspect = True
             return False
         state.is_suspect = False
         state.proven_at = monotonic()
         return True
+
+    def _heard_at(self, state: ReplicaState) -> float:
+        """When the replica last answered a request, or was in the middle of doing so."""
+        return max(state.proven_at, self._last_heard_at(state.replica))
 
     async def _learn(self, state: ReplicaState) -> None:
         served = await learn(state.replica, timeout_s=PROBE_TIMEOUT_S, api_key=self._api_key)

@@ -23,7 +23,6 @@ from serving.errors import (
 )
 from serving.gateway import answers, metrics
 from serving.gateway.engine_request import client_trace_lines, engine_call
-from serving.gateway.events import EventFilter
 from serving.gateway.first_bytes import judge
 from serving.gateway.relay import BodyRelay, StreamRelay
 
@@ -202,7 +201,7 @@ class Exchange:
         """The first byte goes out. What a retry would have needed is not needed any more."""
         relay: BodyRelay | StreamRelay
         if verdict.kind == "stream":
-            relay = StreamRelay(self, upstream, self._event_filter(upstream, call))
+            relay = StreamRelay(self, upstream, call)
         else:
             relay = BodyRelay(self, upstream)
             if upstream.is_complete:
@@ -214,15 +213,6 @@ class Exchange:
         self._held = b""
         self.request.body_parts = []
         relay.begin(verdict.first, block)
-
-    def _event_filter(self, upstream: UpstreamConnection, call: EngineCall) -> EventFilter:
-        return EventFilter(
-            withholds_usage=self._route.adds_usage,
-            error_shape=self.request.error_shape,
-            request_id=self.request.request_id.decode(),
-            dialect=upstream.replica.dialect,
-            call=call,
-        )
 
     def _fail(self, error: ServingError) -> None:
         if error.retryable:
@@ -354,6 +344,12 @@ class Exchange:
         self.worker.exchanges.discard(self)
         # Exchange and relay know each other: unlinked, they are freed without the cycle collector.
         self._relay = None
+
+    def heard_from(self, replica: Replica) -> float:
+        """When bytes of the response last came from this replica; long ago if it is another's."""
+        if self._relay is None or self._replica is not replica:
+            return float("-inf")
+        return self._relay.last_at
 
     # Flow control and deadlines.
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from serving.errors import ServingError, UpstreamBroken
 from serving.gateway import answers, metrics
+from serving.gateway.events import EventFilter
 from serving.gateway.sse import CHUNKED_EVENT_END, ERROR_MARK, LAST_CHUNK, USAGE_MARK, chunk
 from serving.gateway.usage import find_usage
 
 if TYPE_CHECKING:
-    from serving.gateway.events import EventFilter
+    from serving.engines.base import EngineCall
     from serving.gateway.exchange import Exchange
     from serving.gateway.upstream import UpstreamConnection
     from serving.gateway.usage import Usage
@@ -160,11 +161,16 @@ class StreamRelay(Relay):
         "_values",
     )
 
-    def __init__(
-        self, exchange: Exchange, upstream: UpstreamConnection, events: EventFilter
-    ) -> None:
+    def __init__(self, exchange: Exchange, upstream: UpstreamConnection, call: EngineCall) -> None:
         super().__init__(exchange, upstream)
-        self._events = events
+        request = exchange.request
+        self._events = EventFilter(
+            withholds_usage=call.add_usage,
+            error_shape=request.error_shape,
+            request_id=request.request_id.decode(),
+            dialect=upstream.replica.dialect,
+            call=call,
+        )
         self._is_fast = False
         self._last_block = b""
         self._own_event_mark = upstream.replica.dialect.own_event_mark

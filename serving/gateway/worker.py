@@ -106,7 +106,7 @@ class Worker:
             self._replica_key,
             self._take_snapshot,
             config.resilience,
-            lambda replica: self.ledger.outstanding_tokens((replica,))[0] <= 0.0,
+            self._last_heard_at,
             replica_indexes,
         )
         self.retry_budget = RetryBudget(
@@ -132,6 +132,9 @@ class Worker:
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
+
+    def _last_heard_at(self, replica: Replica) -> float:
+        return max((x.heard_from(replica) for x in self.exchanges), default=float("-inf"))
 
     def choose(self, candidates: Sequence[Replica], cost_tokens: int) -> Replica:
         """The replica that takes a request, and is charged for it from now on.

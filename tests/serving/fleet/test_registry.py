@@ -35,11 +35,11 @@ DRAINING = json_reply(
 async def _watching(
     *engines: ScriptedEngine,
     resilience: Resilience = NO_CANARY,
-    is_idle: Callable[[Replica], bool] = lambda replica: True,
+    last_heard_at: Callable[[Replica], float] = lambda replica: float("-inf"),
 ) -> AsyncIterator[tuple[FleetRegistry, list[Snapshot]]]:
     published: list[Snapshot] = []
     configs = [ReplicaConfig.parse(f"vllm={engine.url}") for engine in engines]
-    registry = FleetRegistry(configs, {}, None, published.append, resilience, is_idle)
+    registry = FleetRegistry(configs, {}, None, published.append, resilience, last_heard_at)
     async with asyncio.TaskGroup() as tasks:
         watching = tasks.create_task(registry.run())
         await registry.first_round()
@@ -54,7 +54,7 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes every 20 ms, and models asked for each time."""
     monkeypatch.setattr(registry_module, "PROBE_INTERVAL_S", 0.02)
     monkeypatch.setattr(registry_module, "LEARN_INTERVAL_S", 0.0)
-    monkeypatch.setattr(registry_module, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(registry_module, "PROBE_TIMEOUT_S", 1.0)
 
 
 def _routable(registry: FleetRegistry) -> list[int]:
@@ -238,8 +238,10 @@ async def test_no_canary_while_requests_succeed(scripted: ScriptedEngine) -> Non
 
 @pytest.mark.usefixtures("quick_probes")
 async def test_busy_engine_may_be_late_with_its_canary(scripted: ScriptedEngine) -> None:
-    """A full engine answers late and is well; one that refuses is not, full or not."""
-    async with _watching(scripted, resilience=QUICK_CANARY, is_idle=lambda replica: False) as (
+    """Late and well while something else comes of it; one that refuses is not, full or not."""
+    async with _watching(
+        scripted, resilience=QUICK_CANARY, last_heard_at=lambda replica: monotonic()
+    ) as (
         registry,
         published,
     ):

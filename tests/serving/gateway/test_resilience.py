@@ -185,7 +185,7 @@ async def test_one_request_tries_a_broken_replica(
     start_engine: StartEngine, start_gateway: StartGateway
 ) -> None:
     """Half-open, it gets one of a burst; once that has succeeded, it gets its share again."""
-    settings = Resilience(canary=False, breaker_open_s=0.2)
+    settings = Resilience(canary=False, breaker_open_s=1.0)
     gateway, engines = await _fleet(start_engine, start_gateway, 2, settings)
     engines[0].always = BROKEN
     for _ in range(12):
@@ -273,6 +273,24 @@ async def test_paused_vllm(scripted: ScriptedEngine, start_gateway: StartGateway
     scripted.always = None
     await eventually(lambda: gateway.worker.snapshot.is_ready)
     assert (await gateway.post(CHAT)).status == 200
+
+
+@pytest.mark.usefixtures("quick_probes")
+async def test_paused_vllm_under_traffic(
+    start_engine: StartEngine, start_gateway: StartGateway
+) -> None:
+    """A request that hangs does not hide that nothing comes of the engine any more."""
+    paused, well = await start_engine(), await start_engine()
+    gateway = await start_gateway(paused, well, resilience=QUICK)
+    paused.always = [Act.HANG]
+    name = f"127.0.0.1:{paused.port}"
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(gateway.post(CHAT)) for _ in range(4)]
+        await eventually(lambda: not gateway.worker.snapshot.replica_health[name])
+        assert gateway.worker.snapshot.is_ready
+        assert (await gateway.post(CHAT)).status == 200
+        for task in waiting:
+            task.cancel()
 
 
 async def test_canary_is_not_a_request(
