@@ -113,6 +113,11 @@ class ClientConnection(asyncio.Protocol):
         """Whether a request can be sent without connecting again."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in flight."""
+        return self._request is not None
+
     def send(self, request: Request, scheduled_s: float) -> None:
         """Sends a request on an open connection that has none in flight."""
         self._request = request

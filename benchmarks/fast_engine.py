@@ -173,7 +173,6 @@ class Stream:
 
     def _emit(self) -> None:
         if self._connection.is_lost:
-            self._engine.num_running -= 1
             return
         self._num_sent += 1
         first = self._wire.first() if self._num_sent == 1 else b""
@@ -206,9 +205,11 @@ class EngineConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop."""
+        """Called by the loop; a stream is given up at once."""
         self.is_lost = True
         self._transport = None
+        if self._is_streaming:
+            self._engine.num_running -= 1
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""

@@ -202,6 +202,8 @@ class StreamRelay(Relay):
         if (
             self._is_fast
             and block.endswith(CHUNKED_EVENT_END)
+            # The last line end is the chunk's and not a piece of what the chunk carries.
+            and self._upstream.parts[-1].endswith(b"\n\n")
             and USAGE_MARK not in block
             and ERROR_MARK not in block
             and (self._own_event_mark is None or self._own_event_mark not in block)
