@@ -273,6 +273,9 @@ def measure(
     headrace_python: Annotated[
         Path | None, typer.Option(help="Python that has headrace; else the one that runs this.")
     ] = None,
+    router_logs: Annotated[
+        bool, typer.Option("--router-logs", help="Let the routers log each request, their default.")
+    ] = False,
     sglang_python: Annotated[
         Path | None, typer.Option(help="Python that has sglang-router; else one is made.")
     ] = None,
@@ -300,7 +303,10 @@ def measure(
     console = Console(stderr=True)
     try:
         cache = cache_dir.expanduser() / "bench"
-        peers = [build_peer(name.strip(), cache, pythons) for name in only.split(",")]
+        peers = [
+            build_peer(name.strip(), cache, pythons, router_logs=router_logs)
+            for name in only.split(",")
+        ]
         for peer in peers:
             peer.prepare()
         versions = {peer.name: peer.version() for peer in peers}

@@ -146,11 +146,14 @@ class PypiRouter(Peer):
     distribution_version: str
     module: str
     extra_flags: tuple[str, ...] = ()
+    quiet_level: str
+    """Log level that leaves its line for each request out."""
     ready_path = "/health"
     # Tokio takes a thread for each core it may use; one core, one thread.
     env: Mapping[str, str] = {"TOKIO_WORKER_THREADS": "1"}
 
-    def __init__(self, cache: Path, python: Path | None) -> None:
+    def __init__(self, cache: Path, python: Path | None, *, logs: bool) -> None:
+        self._logs = logs
         folder = cache / f"{self.name}-{self.distribution_version}"
         self._folder = None if python else folder
         self._python = python or folder / "bin" / "python"
@@ -186,7 +189,8 @@ class PypiRouter(Peer):
         command = [str(self._python), "-m", self.module, "--worker-urls", *urls]
         command += ["--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
         command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
-        return [*command, "--worker-startup-check-interval", "1", *self.extra_flags]
+        command += ["--worker-startup-check-interval", "1", *self.extra_flags]
+        return command if self._logs else [*command, "--log-level", self.quiet_level]
 
 
 class SglangRouter(PypiRouter):
@@ -195,7 +199,8 @@ class SglangRouter(PypiRouter):
     name = "sglang-router"
     distribution_version = "0.3.2"
     module = "sglang_router.launch_router"
-    extra_flags: tuple[str, ...] = ("--log-level", "warn", "--shutdown-grace-period-secs", "1")
+    extra_flags: tuple[str, ...] = ("--shutdown-grace-period-secs", "1")
+    quiet_level = "warn"
 
 
 class VllmRouter(PypiRouter):
@@ -204,7 +209,7 @@ class VllmRouter(PypiRouter):
     name = "vllm-router"
     distribution_version = "0.1.17"
     module = "vllm_router.launch_router"
-    extra_flags: tuple[str, ...] = ("--log-level", "warning")
+    quiet_level = "warning"
 
 
 class Haproxy(Peer):
@@ -241,13 +246,16 @@ class Haproxy(Peer):
         return [str(self._path), "-db", "-f", str(config)]
 
 
-def build_peer(name: str, cache: Path, pythons: Mapping[str, Path]) -> Peer:
+def build_peer(
+    name: str, cache: Path, pythons: Mapping[str, Path], *, router_logs: bool = False
+) -> Peer:
     """The proxy of that name.
 
     Args:
         name: One of `PEER_NAMES`.
         cache: Folder for environments that are made.
         pythons: Interpreters that already have a router, by its name.
+        router_logs: Whether the routers log each request, as they do unless told otherwise.
 
     Raises:
         PeerError: If there is no such proxy.
@@ -255,9 +263,9 @@ def build_peer(name: str, cache: Path, pythons: Mapping[str, Path]) -> Peer:
     if name == "headrace":
         return Headrace(pythons.get(name))
     if name == "sglang-router":
-        return SglangRouter(cache, pythons.get(name))
+        return SglangRouter(cache, pythons.get(name), logs=router_logs)
     if name == "vllm-router":
-        return VllmRouter(cache, pythons.get(name))
+        return VllmRouter(cache, pythons.get(name), logs=router_logs)
     if name == "haproxy":
         return Haproxy()
     raise PeerError(f"{name}: not a proxy of this benchmark ({', '.join(PEER_NAMES)})")

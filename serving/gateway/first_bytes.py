@@ -50,14 +50,15 @@ def early_failure(dialect: Dialect, first: bytes, model: str) -> ServingError | 
         first: The whole body, or a stream's first events.
         model: Public name of the model.
     """
-    if _TEXT.search(first):
+    has_error, has_abort = ERROR_MARK in first, _ABORT_MARK in first
+    if not (has_error or has_abort) or _TEXT.search(first):
         # Where an error comes later, it is that of a stream that had begun.
         return None
-    if ERROR_MARK in first:
+    if has_error:
         for event in first.split(b"\n\n"):
             if is_error_event(event):
                 return dialect.event_error(event, model)
-    if _ABORT_MARK in first:
+    if has_abort:
         return UpstreamBroken("The engine gave the request up before it had generated anything.")
     return None
 
