@@ -7,6 +7,7 @@ taken apart. A relay never decides about failures: it tells its exchange.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ _ITL_BOUNDS_S = metrics.ITL_BOUNDS_S
 _RESPONSE_BYTES = metrics.RESPONSE_BYTES
 
 
-class Relay:
+class Relay(ABC):
     """What both relays share: framing towards the client, and the end.
 
     Attributes:
@@ -65,9 +66,9 @@ class Relay:
                 UpstreamBroken("The engine closed the connection in the middle of its response.")
             )
 
+    @abstractmethod
     def on_block(self, block: bytes) -> None:
         """The next bytes from the replica; `upstream.parts` has them dechunked."""
-        raise NotImplementedError
 
     def counted_tokens(self) -> tuple[int, int]:
         """Prompt and completion tokens; of a stream cut off before its usage, a token an event."""
