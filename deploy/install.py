@@ -72,9 +72,9 @@ def lock_path(root: Path, extra: str | None) -> Path:
 
 
 def requirements(root: Path, extra: str | None) -> list[str]:
-    """Return pip's arguments for the project: editable, with its extra and the dev group.
+    """Return pip's arguments: the project, editable, with its engine, control plane and dev group.
 
-    A gateway without an engine gets neither the dev group nor an extra.
+    A gateway without an engine gets none of these.
 
     Raises:
         InstallError: if pyproject.toml cannot be read.
@@ -86,7 +86,7 @@ def requirements(root: Path, extra: str | None) -> list[str]:
         raise InstallError(msg) from error
     if extra is None:
         return ["-e", str(root)]
-    return ["-e", f"{root}[{extra}]", *project["dependency-groups"]["dev"]]
+    return ["-e", f"{root}[{extra},control]", *project["dependency-groups"]["dev"]]
 
 
 def locked_version(lock: Path, name: str) -> str:

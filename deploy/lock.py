@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # What each lock resolves together. The engines for GPUs exclude one another and the CPU engine.
 LOCKED_EXTRAS: dict[str, tuple[str, ...]] = {
-    "engine-cpu": ("engine-cpu", "train", "ray"),
-    "vllm": ("vllm",),
+    "engine-cpu": ("engine-cpu", "control", "train", "ray"),
+    "vllm": ("vllm", "control"),
 }
 HEADER = "# Written by `make lock` from pyproject.toml: do not edit.\n"
 

@@ -80,7 +80,7 @@ def test_what_is_installed(install, project):
     """An engine comes with the dev group; the slim gateway with neither."""
     assert install.requirements(project, "engine-cpu") == [
         "-e",
-        f"{project}[engine-cpu]",
+        f"{project}[engine-cpu,control]",
         "pytest==9.2.0",
     ]
     assert install.requirements(project, None) == ["-e", str(project)]
