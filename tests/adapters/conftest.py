@@ -13,10 +13,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from s3_server import S3Server, start_s3  # noqa: E402
+from s3_server import S3Server, start_s3
 
-from adapters.locations import Location, LocationSettings  # noqa: E402
-from adapters.store import AdapterStore  # noqa: E402
+from adapters.locations import Location, LocationSettings
+from adapters.store import AdapterStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adapters.errors import StoreError
 from adapters.locations import Location, LocationSettings
 
 if TYPE_CHECKING:
@@ -78,19 +78,15 @@ def start_s3(daemons: Any, folder: Path, until: Callable[..., Any]) -> S3Server:
 
 
 def _answers(endpoint: str) -> bool:
+    host, _, port = endpoint.removeprefix("http://").partition(":")
     try:
-        with urllib.request.urlopen(f"{endpoint}/status", timeout=5):
-            return True
-    except urllib.error.HTTPError as error:
-        error.close()
-        return True
+        socket.create_connection((host, int(port)), timeout=5).close()
     except OSError:
         return False
+    return True
 
 
 def _takes_objects(server: S3Server) -> bool:
-    from adapters.errors import StoreError
-
     try:
         server.location("ready", retry_s=1.0).put("probe", [b"x"], 1)
     except StoreError:
