@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from serving.errors import ConfigError
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_PRIVATE_SUFFIXES = (".internal", ".local", ".localhost", ".svc")
 
 EngineKind = Literal["vllm", "sglang", "tensorrt-llm"]
 ENGINE_KINDS: tuple[EngineKind, ...] = ("vllm", "sglang", "tensorrt-llm")
@@ -119,6 +120,8 @@ class Timeouts(Settings):
     """From a request's head to the end of its body, however steadily it trickles in."""
     keep_alive_s: float = Field(default=75.0, gt=0)
     """How long an idle client connection stays open."""
+    adapter_load_s: float = Field(default=30.0, gt=0)
+    """For a request to wait for an adapter that no replica has ready."""
     drain_s: float = Field(default=30.0, gt=0)
     """How long requests in flight may go on after SIGTERM."""
 
@@ -129,12 +132,23 @@ class Limits(Settings):
     max_head_bytes: int = Field(default=65_536, ge=1024)
     max_target_bytes: int = Field(default=8_192, ge=64)
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Of a JSON body, which is held whole."""
+    max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1024)
+    """Of a form with a file for an engine, which is relayed while it comes."""
+    max_form_head_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    """Held of such a form until its `model` has come."""
+    max_admin_body_bytes: int = Field(default=16 * 1024**3, ge=1024)
+    """Of a body for the control plane, which has limits of its own."""
     max_pipelined: int = Field(default=64, ge=1)
     """Requests that a connection may send ahead of their answers."""
     max_connections: int = Field(default=20_000, ge=1)
     """Client connections of one worker; one more is answered 503 and closed."""
     max_attempts: int = Field(default=3, ge=1)
     """Replicas that one request may try before its first byte."""
+    max_waiting_requests: int = Field(default=256, ge=1)
+    """Requests of one worker that may wait for one adapter to be loaded."""
+    max_waiting_requests_per_worker: int = Field(default=1024, ge=1)
+    """Of one worker, for all adapters together."""
 
 
 class Resilience(Settings):
@@ -206,6 +220,8 @@ class ApiKeyHash(Settings):
 
     name: str
     sha256_hex: str = Field(pattern=r"^[0-9a-f]{64}$")
+    is_admin: bool = False
+    """Whether it may change the platform, not only ask models."""
 
 
 class Cors(Settings):
@@ -278,6 +294,41 @@ class Tracing(Settings):
     export_timeout_s: float = Field(default=5.0, gt=0)
 
 
+class ControlPlane(Settings):
+    """The process that answers what is not inference; everything else works without it."""
+
+    url: str
+    """`http://HOST:PORT`, on this machine or a private network: it is spoken to in plain text."""
+    token: SecretStr = Field(min_length=1)
+    """Shared secret by which it knows the gateway."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        fields = _url_fields(url)
+        if fields["is_tls"] or not _is_private(fields["host"]):
+            raise ValueError("write http://HOST:PORT with a loopback or private address")
+        return url
+
+    @property
+    def host(self) -> str:
+        """Its address."""
+        return str(_url_fields(self.url)["host"])
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return int(_url_fields(self.url)["port"])
+
+
+def _is_private(host: str) -> bool:
+    """Whether an address is not a public one; of names, those that no public DNS has."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_SUFFIXES)
+
+
 class GatewayConfig(Settings):
     """Everything that a gateway worker needs to serve."""
 
@@ -304,6 +355,10 @@ class GatewayConfig(Settings):
     """None serves plain HTTP."""
     tracing: Tracing | None = None
     """None traces nothing."""
+    control: ControlPlane | None = None
+    """None answers the control plane's routes with 404."""
+    state_dir: Path | None = None
+    """Where the last snapshot of the control plane is kept, to start from without it; None keeps none."""
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

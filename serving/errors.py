@@ -6,13 +6,17 @@ ServingError
 │   ├── MalformedHttp 400        ├── ContextTooLong 400
 │   └── (404, 405, 408, 413, 414, 431 are their own leaves, for their status)
 ├── Unauthenticated 401
+├── PermissionDenied 403
 ├── UnknownModel 404   UnknownPath 404   NotOffered 404   UnknownResponse 404
+├── NoControlPlane 404
 ├── MethodNotAllowed 405
 ├── RequestTimeout 408   BodyTooLarge 413   UriTooLong 414   HeadTooLarge 431
 ├── EngineRefused 4xx   what the engine said of the request, in our shape
-├── NoReplica 503   Overloaded 503
+├── NoReplica 503   AdapterLoading 503   AdapterMissing 503   AdapterUnavailable 503
+├── Overloaded 503   ControlPlaneUnavailable 503
 ├── InternalError 500
 ├── UpstreamBroken 502
+│   └── UpstreamLost 502
 └── DeadlineExceeded 504
 ```
 
@@ -79,6 +83,14 @@ class Unauthenticated(ServingError):
     code: str | None = "invalid_api_key"
 
 
+class PermissionDenied(ServingError):
+    """A known key, or a caller without one, may not do this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code: str | None = "permission_denied"
+
+
 class UnknownModel(ServingError):
     """No replica serves a model or alias of this name."""
 
@@ -93,6 +105,14 @@ class UnknownPath(ServingError):
     status = 404
     type = "invalid_request_error"
     code: str | None = "unknown_url"
+
+
+class NoControlPlane(ServingError):
+    """The route is the control plane's, and this gateway has none."""
+
+    status = 404
+    type = "invalid_request_error"
+    code: str | None = "no_control_plane"
 
 
 class UnknownResponse(ServingError):
@@ -183,6 +203,33 @@ class NoReplica(ServingError):
     retry_after_s: int | None = 2
 
 
+class AdapterLoading(ServingError):
+    """No replica has the adapter ready yet, and the request has waited for as long as it may."""
+
+    status = 503
+    code: str | None = "adapter_loading"
+    retryable = True
+    retry_after_s: int | None = 5
+
+
+class AdapterMissing(ServingError):
+    """The engine does not have the adapter, though it should."""
+
+    status = 503
+    code: str | None = "adapter_missing"
+    retryable = True
+    retry_after_s: int | None = 2
+
+
+class AdapterUnavailable(ServingError):
+    """No replica has the adapter, and none can be given it now."""
+
+    status = 503
+    code: str | None = "adapter_unavailable"
+    retryable = True
+    retry_after_s: int | None = 5
+
+
 class Overloaded(ServingError):
     """A bound on concurrent work is reached, here or in the engine."""
 
@@ -192,12 +239,24 @@ class Overloaded(ServingError):
     retry_after_s: int | None = 1
 
 
+class ControlPlaneUnavailable(ServingError):
+    """The control plane is not reachable, or broke off; inference goes on without it."""
+
+    status = 503
+    code: str | None = "control_plane_unavailable"
+    retry_after_s: int | None = 2
+
+
 class UpstreamBroken(ServingError):
     """The replica failed, hung up, or answered with something that is not HTTP."""
 
     status = 502
     code: str | None = "upstream_error"
     retryable = True
+
+
+class UpstreamLost(UpstreamBroken):
+    """The replica closed the connection unanswered, as one does that is killed."""
 
 
 class DeadlineExceeded(ServingError):

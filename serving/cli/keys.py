@@ -20,11 +20,16 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @keys.command()
 def create(
-    file: _File, name: Annotated[str, typer.Option()] = "default", as_json: _Json = False
+    file: _File,
+    name: Annotated[str, typer.Option()] = "default",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may change the platform, not only ask models.")
+    ] = False,
+    as_json: _Json = False,
 ) -> None:
     """Make a key: its hash goes to the file, the key is printed once and kept nowhere."""
     with one_line_errors():
-        key = create_key(file, name)
+        key = create_key(file, name, is_admin=admin)
     sys.stdout.write(json.dumps({"name": name, "key": key}) + "\n" if as_json else f"{key}\n")
 
 

@@ -7,7 +7,6 @@ does no I/O and keeps no state.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -19,6 +18,7 @@ from serving.errors import (
     NotOffered,
     Overloaded,
     UnknownModel,
+    UnknownResponse,
     UpstreamBroken,
 )
 
@@ -34,11 +34,26 @@ GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
+_NO_RESPONSE = "Response with id"
+"""How all three begin to say that they do not keep a response."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineCall:
-    """One request, as a dialect needs to know it.
+class EngineAdapter(NamedTuple):
+    """The adapter version that a request is for, on the replica that it goes to.
+
+    Attributes:
+        version: `name@digest12`.
+        lora_id: Unique number of the version.
+        path: Its folder as the engine sees it.
+    """
+
+    version: str
+    lora_id: int
+    path: str
+
+
+class EngineCall(NamedTuple):
+    """One request, as a dialect needs to know it; a tuple, since each attempt makes one.
 
     Attributes:
         path: The endpoint's.
@@ -47,6 +62,7 @@ class EngineCall:
         engine_name: What the engine calls the model.
         sent_name: What the body says now, or None.
         add_usage: Whether to ask for the usage of a stream because the client did not.
+        adapter: The published version that shall answer; None for the engine's own models.
     """
 
     path: str
@@ -55,6 +71,7 @@ class EngineCall:
     engine_name: str
     sent_name: str | None
     add_usage: bool
+    adapter: EngineAdapter | None = None
 
 
 class Canary(NamedTuple):
@@ -82,6 +99,10 @@ class Dialect(ABC):
     """How an event begins that is the engine's own business and is withheld from clients."""
     ends_with_done = True
     """Whether a chat or completion stream without `data: [DONE]` is a broken one."""
+    lists_adapters = True
+    """Whether its list of models has the adapters that it has loaded; else it loads them at use."""
+    adapter_slots = 2
+    """Adapters that one batch can have, to assume: engines do not tell it in their list of models."""
 
     def offered_paths(self, openapi_paths: Iterable[str]) -> frozenset[str]:
         """Which endpoints the engine offers, by its own OpenAPI paths."""
@@ -143,6 +164,8 @@ class Dialect(ABC):
         if status == 404:
             if message in ("Not Found", ""):
                 return NotOffered(f"The engine that serves '{model}' does not offer this endpoint.")
+            if message.startswith(_NO_RESPONSE):
+                return UnknownResponse("No replica keeps the response that is asked for.")
             return UnknownModel(f"The model '{model}' does not exist.", param="model")
         if status in (429, 503):
             return Overloaded("The engine's queue is full. Try again shortly.")
@@ -155,6 +178,15 @@ class Dialect(ABC):
         return EngineRefused(
             message or "The engine refused this request.", status=status, param=param
         )
+
+    def lacks_adapter(self, status: int, body: bytes) -> bool:
+        """Whether an error response means that the engine does not have the requested adapter.
+
+        Args:
+            status: The engine's HTTP status, 300 or more.
+            body: The engine's body, perhaps cut.
+        """
+        return False
 
     def event_error(self, event: bytes, model: str) -> ServingError:
         """Our error for an event that carries an engine's."""

@@ -30,6 +30,8 @@ class Sglang(Dialect):
     context_text = re.compile(
         r"context length|longer than the model|max_req_input_len", re.IGNORECASE
     )
+    adapter_slots = 7
+    """Of `max_loras_per_batch` (8), which counts the base model."""
     default_paths = frozenset(
         {
             "/v1/chat/completions",
@@ -48,6 +50,12 @@ class Sglang(Dialect):
     def engine_name(self, name: str, parent: str | None) -> str:
         """A bare adapter name would silently be answered by the base (managers/…/lora)."""
         return name if parent is None else f"{parent}:{name}"
+
+    def lacks_adapter(self, status: int, body: bytes) -> bool:
+        """400 for one that was never loaded (lora/lora_registry.py); an unloaded one is loaded again."""
+        return status == 400 and (
+            b"requested LoRA adapters are not loaded" in body or b"LoRA is not enabled" in body
+        )
 
     def engine_body(self, body: bytes, call: EngineCall) -> bytes:
         """Names the model, our id as `rid`, asks for usage, turns the priority round.

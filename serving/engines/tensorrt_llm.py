@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from serving.engines.base import CHAT, COMPLETIONS, GENERATION_PATHS, Dialect, EngineCall
+from serving.engines.base import (
+    CHAT,
+    COMPLETIONS,
+    GENERATION_PATHS,
+    RESPONSES,
+    Dialect,
+    EngineCall,
+)
 from serving.engines.body_fields import ask_for_usage, decode_fields, encode_fields, raw
 from serving.engines.error_text import read_error
 from serving.engines.response_names import rename_model_and_id
-from serving.errors import BadRequest, UpstreamBroken
+from serving.errors import BadRequest, NotOffered, UpstreamBroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from serving.config import EngineKind
+    from serving.engines.base import EngineAdapter
     from serving.engines.body_fields import Fields
     from serving.errors import ServingError
 
@@ -95,6 +103,7 @@ _OUTPUT_CHANGING = frozenset(
 )
 """vLLM's extras that change what comes out: dropping one silently would be a wrong answer. And the
 engine's own `lora_request`: adapters are selected by `model`, and a path is nothing for clients."""
+_NO_ADAPTER = re.compile(rb"Failed to load LoRA|lora_path[^}]*(?:does not exist|not found)", re.I)
 _INTERNAL = re.compile(
     r"CppExecutor|RequestError|Failed to load LoRA|CUDA|out of memory|Traceback|internal",
     re.IGNORECASE,
@@ -102,7 +111,7 @@ _INTERNAL = re.compile(
 
 
 class TensorrtLlm(Dialect):
-    """Refuses unknown fields, takes no request id, answers every failure with 400.
+    """Refuses unknown fields, takes no request id but for responses, answers every failure with 400.
 
     Its streams break off without an error event, give each chunk a new id, and its server never
     checks the model's name. Adapters are named in each request; none are listed.
@@ -115,16 +124,36 @@ class TensorrtLlm(Dialect):
     )
     default_paths = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 
+    lists_adapters = False
+
+    def engine_name(self, name: str, parent: str | None) -> str:
+        """An adapter's requests name its base model, and the adapter in a field of its own."""
+        return name if parent is None else parent
+
+    def lacks_adapter(self, status: int, body: bytes) -> bool:
+        """Its folder is gone, or what is in it does not load (executor/request.py, `LoRARequest`)."""
+        return status >= 400 and _NO_ADAPTER.search(body) is not None
+
     def engine_body(self, body: bytes, call: EngineCall) -> bytes:
         """Strips what the engine would refuse and maps what it knows by another name.
 
         Raises:
             BadRequest: If a field that changes the output has no counterpart.
+            NotOffered: If the endpoint cannot name an adapter and one is asked for.
         """
         fields = decode_fields(body)
         fields["model"] = raw(call.engine_name)
         known = _KNOWN.get(call.path)
         if known is None:
+            if call.adapter is not None:
+                # Without the field the base would answer in the adapter's name.
+                raise NotOffered(
+                    f"The engine that serves '{call.public_name}' does not offer {call.path} with "
+                    "an adapter."
+                )
+            if call.path == RESPONSES:
+                # The one request model that takes an id, and calls the response by it.
+                fields["request_id"] = raw(call.response_id)
             return encode_fields(fields)
         # One field under two names: with both, one of them counts as unknown.
         bound = fields.pop("max_completion_tokens", None)
@@ -140,6 +169,8 @@ class TensorrtLlm(Dialect):
             del fields[name]
         if call.add_usage:
             ask_for_usage(fields)
+        if call.adapter is not None:
+            fields["lora_request"] = _lora_request(call.adapter)
         return encode_fields(fields)
 
     def rewriter(self, call: EngineCall) -> Callable[[bytes], bytes] | None:
@@ -154,6 +185,17 @@ class TensorrtLlm(Dialect):
         if status == 400 and _INTERNAL.search(message) and not self.context_text.search(message):
             return UpstreamBroken("The engine failed while it worked on this request.")
         return super().to_error(status, body, model)
+
+
+def _lora_request(adapter: EngineAdapter) -> msgspec.Raw:
+    """Its cache is keyed by the number alone, which is why every version has its own."""
+    return raw(
+        {
+            "lora_name": adapter.version,
+            "lora_int_id": adapter.lora_id,
+            "lora_path": adapter.path,
+        }
+    )
 
 
 def _map_structured_outputs(fields: Fields) -> None:

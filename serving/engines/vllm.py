@@ -33,6 +33,10 @@ class Vllm(Dialect):
         }
     )
 
+    def lacks_adapter(self, status: int, body: bytes) -> bool:
+        """404 of the model; that of a route has no `error` (entrypoints/serve/engine/serving.py)."""
+        return status == 404 and b"NotFoundError" in body
+
     def engine_body(self, body: bytes, call: EngineCall) -> bytes:
         """Names the model, asks for usage, names the response.
 

@@ -53,6 +53,10 @@ class Breaker:
         self._window_requests = 0
         self._window_failures = 0
 
+    def configure(self, settings: Resilience) -> None:
+        """Takes other thresholds; what has been counted stays, an ejection under way ends as it was set."""
+        self._settings = settings
+
     def succeeded(self) -> bool:
         """A request was answered; closes a half-open breaker.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from adapters.errors import InvalidName
+from adapters.version import parse_version
 from serving.fleet.http_client import get, post_json
 
 if TYPE_CHECKING:
@@ -36,10 +38,32 @@ class Served:
     Attributes:
         models: In the engine's order.
         offered: Paths of the relayed endpoints that the engine offers.
+        versions: Names of the adapters among them that are called like a version (`name@digest12`).
+        own: The others.
     """
 
     models: tuple[ServedModel, ...]
     offered: frozenset[str]
+    versions: frozenset[str] = field(init=False, compare=False)
+    own: tuple[ServedModel, ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        versions = frozenset(
+            model.name
+            for model in self.models
+            if model.parent is not None and is_version(model.name)
+        )
+        own = tuple(model for model in self.models if model.name not in versions)
+        object.__setattr__(self, "versions", versions)
+        object.__setattr__(self, "own", own)
+
+
+def is_version(name: str) -> bool:
+    """Whether a name is that of an adapter version (`name@digest12`)."""
+    try:
+        return str(parse_version(name)) == name
+    except InvalidName:
+        return False
 
 
 async def is_healthy(replica: Replica, *, timeout_s: float, api_key: str | None) -> bool:
@@ -93,6 +117,19 @@ async def learn(replica: Replica, *, timeout_s: float, api_key: str | None) -> S
         if models.status != 200:
             return None
         return Served(_read_models(models.body), _read_routes(replica, routes.status, routes.body))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+async def learn_models(
+    replica: Replica, before: Served, *, timeout_s: float, api_key: str | None
+) -> Served | None:
+    """Asks a replica for its models again; its routes do not change while it runs."""
+    try:
+        models = await _ask(replica, replica.dialect.models_path, timeout_s, api_key)
+        if models.status != 200:
+            return None
+        return replace(before, models=_read_models(models.body))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from serving.fleet.breaker import BreakerState
 from serving.fleet.engine_metrics import Target
-from serving.fleet.learn import generates, is_healthy, learn
+from serving.fleet.learn import generates, is_healthy
+from serving.fleet.learner import Learner
 from serving.fleet.replica_state import ReplicaState
 from serving.fleet.snapshot_builder import build_snapshot
 from serving.routing import slow_start
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from serving.config import ReplicaConfig, Resilience
+    from serving.routing.published import Published
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class FleetRegistry:
         resilience: Resilience,
         last_heard_at: Callable[[Replica], float],
         indexes: Sequence[int] | None = None,
+        *,
+        is_controlled: bool = False,
     ) -> None:
         """Probes nothing until `run`.
 
@@ -67,7 +71,10 @@ class FleetRegistry:
             last_heard_at: When a response that is under way last had bytes from a replica, by
                 `time.monotonic()`: an engine whose canary is late is stuck only if nothing else comes.
             indexes: Of the replicas; None numbers them from 0.
+            is_controlled: Whether a control plane says which adapters are where.
         """
+        self._is_controlled = is_controlled
+        self._learner = Learner(api_key, PROBE_TIMEOUT_S, self._publish)
         self._aliases = dict(aliases)
         self._api_key = api_key
         self._on_change = on_change
@@ -87,6 +94,7 @@ class FleetRegistry:
     async def run(self) -> None:
         """Probes until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
+            self._learner.tasks = self._tasks
             for state in self._states.values():
                 state.watching = self._tasks.create_task(self._watch(state))
 
@@ -122,6 +130,29 @@ class FleetRegistry:
         self._count_trials()
         self._publish()
         return [state.replica for state in gone]
+
+    def configure(self, resilience: Resilience) -> None:
+        """Takes other thresholds; what is known of each replica stays."""
+        self._resilience = resilience
+        for state in self._states.values():
+            state.breaker.configure(resilience)
+        self._publish()
+
+    def take_published(self, published: Published) -> None:
+        """Takes what the control plane says now, whole."""
+        self._learner.take_published(published, self._states.values())
+        self._publish()
+
+    def report_missing(self, replica: Replica, version: str) -> None:
+        """An engine answered that it does not have a version: not routed there until it is confirmed."""
+        state = self._state_of(replica)
+        if state is not None:
+            self._learner.missing(state, version)
+            self._publish()
+
+    def named(self, name: str) -> Replica | None:
+        """The replica of a name (`host:port`), healthy or not."""
+        return next((s.replica for s in self._states.values() if s.replica.name == name), None)
 
     def scrape_targets(self) -> list[Target]:
         """The replicas whose models are known and that are well, to ask for their metrics."""
@@ -224,11 +255,13 @@ class FleetRegistry:
     async def _probe(self, state: ReplicaState) -> None:
         if state.breaker.tick(monotonic()) and not state.is_on_trial:
             self._breaker_changed(state)
+        if self._learner.review(state):
+            self._publish()
         healthy = await is_healthy(state.replica, timeout_s=PROBE_TIMEOUT_S, api_key=self._api_key)
         if healthy:
             is_due = monotonic() - state.learnt_at >= LEARN_INTERVAL_S
             if not state.is_healthy or is_due:
-                await self._learn(state)
+                await self._learner.learn(state)
             healthy = await self._is_proven(state)
         if not healthy:
             state.failures += 1
@@ -267,16 +300,9 @@ class FleetRegistry:
         """When the replica last answered a request, or was in the middle of doing so."""
         return max(state.proven_at, self._last_heard_at(state.replica))
 
-    async def _learn(self, state: ReplicaState) -> None:
-        served = await learn(state.replica, timeout_s=PROBE_TIMEOUT_S, api_key=self._api_key)
-        if served is None:
-            return
-        state.learnt_at = monotonic()
-        changed, state.served = served != state.served, served
-        if changed and state.is_healthy:
-            self._publish()
-
     def _set_health(self, state: ReplicaState, *, healthy: bool) -> None:
+        if healthy:
+            self._learner.restarted(state)
         state.is_healthy = healthy
         state.is_suspect = not healthy
         state.up_since = monotonic()
@@ -313,5 +339,8 @@ class FleetRegistry:
             healthy=healthy,
             aliases=self._aliases,
             replica_health={s.replica.name: s.is_healthy for s in self._states.values()},
+            published=self._learner.published,
+            standings={index: state.standing for index, state in self._states.items()},
+            is_controlled=self._is_controlled,
         )
         self._on_change(self.snapshot)

@@ -6,8 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from serving.engines import dialect_of
+from serving.fleet.adapter_trust import AdapterTrust
 from serving.fleet.breaker import Breaker, BreakerState
 from serving.gateway.tls import replica_context
+from serving.routing.adapter_models import Standing
 from serving.routing.snapshot import Replica
 
 if TYPE_CHECKING:
@@ -24,7 +26,11 @@ class ReplicaState:
         is_healthy: By its probes.
         served: What it serves, by its last answer.
         failures: Probes failed in a row.
-        learnt_at: When it last said what it serves, by `time.monotonic()`, as all times here.
+        learnt_at: When it was asked what it serves, the last time that it said so, by
+            `time.monotonic()`, as all times here.
+        is_relearning: Whether it is being asked beside its probes.
+        must_relearn: Whether to ask again after that: what is known may be older than the wish.
+        trust: Which adapters it is not believed to have.
         breaker: Whether requests to it succeed.
         is_on_trial: Whether its half-open breaker lets one request through now.
         up_since: When it became healthy.
@@ -49,6 +55,9 @@ class ReplicaState:
         self.served: Served | None = None
         self.failures = 0
         self.learnt_at = NEVER
+        self.is_relearning = False
+        self.must_relearn = False
+        self.trust = AdapterTrust()
         self.breaker = Breaker(resilience)
         self.is_on_trial = False
         self.up_since = NEVER
@@ -61,3 +70,15 @@ class ReplicaState:
     def is_held_back(self) -> bool:
         """Whether its breaker keeps requests away."""
         return self.breaker.state is not BreakerState.CLOSED and not self.is_on_trial
+
+    @property
+    def listed_versions(self) -> frozenset[str] | None:
+        """Versions that its engine listed last; None where its kind lists none."""
+        if not self.replica.dialect.lists_adapters:
+            return None
+        return frozenset() if self.served is None else self.served.versions
+
+    @property
+    def standing(self) -> Standing:
+        """What is known of its adapters."""
+        return Standing(self.listed_versions, self.trust.doubted)

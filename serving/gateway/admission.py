@@ -9,14 +9,27 @@ from serving.errors import (
     HeadTooLarge,
     MalformedHttp,
     MethodNotAllowed,
+    NoControlPlane,
+    PermissionDenied,
     UnknownPath,
     UriTooLong,
 )
-from serving.gateway.endpoints import LOCAL, MODELS, OPEN, RELAYED, STORED_PREFIX, STORED_RESPONSE
+from serving.gateway.control_relay import check_control_path
+from serving.gateway.endpoints import (
+    CONTROL,
+    CONTROL_METHODS,
+    LOCAL,
+    MODELS,
+    OPEN,
+    RELAYED,
+    STORED_PREFIX,
+    Endpoint,
+    endpoint_of,
+)
 from serving.gateway.framing import CHUNKED
 
 if TYPE_CHECKING:
-    from serving.config import Limits
+    from serving.config import ApiKeyHash, GatewayConfig, Limits
     from serving.gateway.auth import ApiKeys
     from serving.gateway.request import Request
 
@@ -25,38 +38,75 @@ SERVER_WIDE = b"*"
 """Target of an OPTIONS that asks about the server as a whole; answered without a key."""
 
 
-def admit(request: Request, head_bytes: int, limits: Limits, api_keys: ApiKeys) -> None:
+def admit(request: Request, head_bytes: int, config: GatewayConfig, api_keys: ApiKeys) -> None:
     """Finds the route of a request and authenticates it.
 
     Args:
         request: Its head is complete; gets its `path` and `endpoint`.
         head_bytes: Upper bound of the head's size: what was received since it began.
-        limits: Of the worker.
+        config: Of the gateway.
         api_keys: Who may come in.
 
     Raises:
         ServingError: If the request is refused, whatever its body.
     """
+    limits = config.limits
     _check_size(request, head_bytes, limits)
     check_host_and_framing(request)
     if request.target == SERVER_WIDE and request.method == b"OPTIONS":
         request.path = request.target.decode()
         return
     path = request.path = _path_of(request.target)
-    request.endpoint = STORED_RESPONSE if path.startswith(STORED_PREFIX) else RELAYED.get(path)
-    if path not in OPEN:
-        api_keys.check(request.headers)
+    request.endpoint = endpoint = endpoint_of(path)
+    key = None if path in OPEN else api_keys.check(request.headers)
+    if endpoint is not None and endpoint.kind == "control":
+        _admit_to_control(request, endpoint, config, key)
     method, allowed = request.method.decode(), allowed_methods(path)
     if not allowed:
         shown = f"{method} {path[:_MAX_SHOWN_CHARS]}"
         raise UnknownPath(f"Unknown request URL: {shown}. Check it for typos.")
     if method not in allowed.split(", "):
         raise _not_allowed(request, allowed)
-    if method == "OPTIONS":
+    if method == "OPTIONS" and (_is_preflight(request) or endpoint not in CONTROL):
         request.endpoint = None
     length = request.headers.get(b"content-length")
-    if length is not None and int(length) > limits.max_body_bytes:
-        raise body_too_large(limits)
+    bound_bytes = max_body_bytes(request.endpoint, limits)
+    if length is not None and int(length) > bound_bytes:
+        raise body_too_large(bound_bytes)
+
+
+def _admit_to_control(
+    request: Request, endpoint: Endpoint, config: GatewayConfig, key: ApiKeyHash | None
+) -> None:
+    """Whether a request may go to the control plane; a preflight goes there never, and needs no key.
+
+    Raises:
+        ServingError: If it may not.
+    """
+    check_control_path(request.path)
+    if config.control is None:
+        raise NoControlPlane(
+            "This gateway has no control plane: start it with one (HEADRACE_CONTROL_URL)."
+        )
+    if _is_preflight(request):
+        return
+    if key is not None:
+        request.principal = key.name
+        if endpoint.needs_admin and not key.is_admin:
+            raise PermissionDenied("This route needs an admin key.")
+    elif endpoint.needs_admin and not config.listen.is_loopback:
+        raise PermissionDenied(
+            "This route needs an admin key, and this gateway has no keys: "
+            "headrace keys create --admin makes one."
+        )
+    elif b"origin" in request.headers and b"access-control-allow-origin" not in request.extra_head:
+        # Without keys, every page that a browser on this machine shows could change the platform.
+        raise PermissionDenied("Web pages of this origin may not call this route.")
+
+
+def _is_preflight(request: Request) -> bool:
+    """Whether it only asks what a browser may send; with settings for that or without."""
+    return request.method == b"OPTIONS" and b"access-control-request-method" in request.headers
 
 
 def _check_size(request: Request, head_bytes: int, limits: Limits) -> None:
@@ -86,6 +136,8 @@ def allowed_methods(path: str) -> str:
     """What `Allow` says of a path; empty if there is no such route."""
     if path in RELAYED:
         return "POST, OPTIONS"
+    if endpoint_of(path) in CONTROL:
+        return CONTROL_METHODS
     if path.startswith(STORED_PREFIX):
         return "POST, OPTIONS" if path.endswith("/cancel") else "GET, DELETE, OPTIONS"
     if path in LOCAL or path.startswith(f"{MODELS}/"):
@@ -93,9 +145,16 @@ def allowed_methods(path: str) -> str:
     return "GET, HEAD, POST, OPTIONS" if path == SERVER_WIDE.decode() else ""
 
 
-def body_too_large(limits: Limits) -> BodyTooLarge:
+def max_body_bytes(endpoint: Endpoint | None, limits: Limits) -> int:
+    """The bound on a body, by what becomes of it."""
+    if endpoint is None or endpoint.kind == "json":
+        return limits.max_body_bytes
+    return limits.max_upload_bytes if endpoint.kind == "form" else limits.max_admin_body_bytes
+
+
+def body_too_large(bound_bytes: int) -> BodyTooLarge:
     """413."""
-    return BodyTooLarge(f"The request body exceeds the limit of {limits.max_body_bytes} bytes.")
+    return BodyTooLarge(f"The request body exceeds the limit of {bound_bytes} bytes.")
 
 
 def head_too_large(limits: Limits) -> HeadTooLarge:

@@ -52,7 +52,7 @@ def head(request: Request, status: int, content_type: bytes, framing: bytes, dat
         date: The `date` line, with its end.
     """
     inference_id = request.inference_id
-    connection = _connection(request)
+    connection = connection_line(request)
     if request.error_shape == "anthropic":
         # The name that Anthropic's clients look for.
         connection += b"request-id: %b\r\n" % request.request_id
@@ -71,7 +71,8 @@ def head(request: Request, status: int, content_type: bytes, framing: bytes, dat
     )
 
 
-def _connection(request: Request) -> bytes:
+def connection_line(request: Request) -> bytes:
+    """The header line that says whether the connection goes on; empty where that goes without saying."""
     if request.keep_alive:
         return b"connection: keep-alive\r\n" if request.is_http10 else b""
     return b"connection: close\r\n"
@@ -83,7 +84,7 @@ def no_content(request: Request, lines: bytes, date: bytes) -> bytes:
         status_line(204),
         lines,
         request.extra_head,
-        _connection(request),
+        connection_line(request),
         date,
         request.request_id,
     )

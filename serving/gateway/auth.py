@@ -26,9 +26,9 @@ class ApiKeys:
     __slots__ = ("_digests",)
 
     def __init__(self, keys: Iterable[ApiKeyHash]) -> None:
-        self._digests = {bytes.fromhex(key.sha256_hex): key.name for key in keys}
+        self._digests = {bytes.fromhex(key.sha256_hex): key for key in keys}
 
-    def check(self, headers: Mapping[bytes, bytes]) -> str | None:
+    def check(self, headers: Mapping[bytes, bytes]) -> ApiKeyHash | None:
         """Authenticates a request head.
 
         The look-up goes by the digest of what was presented: its timing tells about hashes, from
@@ -38,7 +38,7 @@ class ApiKeys:
             headers: Lower-case names.
 
         Returns:
-            The key's name, or None where no keys are set.
+            What is known of the key, or None where no keys are set.
 
         Raises:
             Unauthenticated: If there is no key, or not a known one.
@@ -52,9 +52,9 @@ class ApiKeys:
                 "'Authorization: Bearer YOUR_KEY'."
             )
         digest = hashlib.sha256(presented).digest()
-        for known, name in self._digests.items():
+        for known, key in self._digests.items():
             if hmac.compare_digest(known, digest):
-                return name
+                return key
         raise Unauthenticated("Incorrect API key provided.")
 
 

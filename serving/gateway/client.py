@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, cast
 
 from serving.errors import Overloaded, RequestTimeout, ServingError
 from serving.gateway import answers
+from serving.gateway.control_relay import ControlExchange
 from serving.gateway.endpoints import STORED_RESPONSE
 from serving.gateway.exchange import Exchange
+from serving.gateway.form_body import FormBody, resolve_form
+from serving.gateway.form_exchange import FormExchange
 from serving.gateway.metrics import CONNECTIONS
+from serving.gateway.probe import PROBE_HEADER, exchange_of
 from serving.gateway.request_reader import RequestReader
 from serving.gateway.resolve import resolve, resolve_stored
 
@@ -48,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_is_advancing",
+        "_is_body_held",
         "_is_reading_paused",
         "_owes_continue",
         "_pending",
@@ -64,12 +69,13 @@ class ClientConnection(asyncio.Protocol):
         self._reader = RequestReader(worker, self)
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange | ControlExchange | None = None
         self.is_write_paused = False
         self._pending: deque[Request] = deque()
         self._owes_continue = False
         self._is_advancing = False
         self._is_reading_paused = False
+        self._is_body_held = False
 
     # What the event loop calls.
 
@@ -124,7 +130,7 @@ class ClientConnection(asyncio.Protocol):
     # What the reader reports.
 
     def request_read(self, request: Request) -> None:
-        """A request is complete, or refused. It is started after the parser has returned."""
+        """A request can be answered or relayed. It is started after the parser has returned."""
         self._pending.append(request)
 
     def owe_continue(self) -> None:
@@ -172,18 +178,32 @@ class ClientConnection(asyncio.Protocol):
             self._relay(request, request.endpoint)
 
     def _relay(self, request: Request, endpoint: Endpoint) -> None:
-        worker = self._worker
         try:
+            exchange = self._exchange_of(request, endpoint)
+        except ServingError as error:
+            if request.streamed is not None:
+                request.keep_alive = request.keep_alive and request.streamed.is_complete
+                request.streamed.close()
+            self._answer_error(request, error)
+            return
+        self.exchange = exchange
+        self._worker.exchanges.add(exchange)
+        exchange.start()
+
+    def _exchange_of(self, request: Request, endpoint: Endpoint) -> Exchange | ControlExchange:
+        worker, streamed = self._worker, request.streamed
+        if streamed is None:
             if endpoint is STORED_RESPONSE:
                 route = resolve_stored(request.path, request.target, worker.snapshot)
             else:
                 route = resolve(endpoint, request.body(), worker.snapshot)
-        except ServingError as error:
-            self._answer_error(request, error)
-            return
-        self.exchange = exchange = Exchange(worker, self, request, route)
-        worker.exchanges.add(exchange)
-        exchange.start()
+            if PROBE_HEADER in request.headers:
+                return exchange_of(worker, self, request, route)
+            return Exchange(worker, self, request, route)
+        if isinstance(streamed, FormBody):
+            route = resolve_form(endpoint, streamed, worker.snapshot)
+            return FormExchange(worker, self, request, route, streamed)
+        return ControlExchange(worker, self, request, streamed)
 
     def _answer_error(self, request: Request, error: ServingError) -> None:
         """Answers and counts a request that never came to a replica."""
@@ -231,11 +251,19 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._transport.close()
 
+    def hold_body(self, is_held: bool) -> None:
+        """Whoever reads the body that is being sent is slower than the client, or has caught up."""
+        if is_held != self._is_body_held:
+            self._is_body_held = is_held
+            self._bound_pending()
+
     def _bound_pending(self) -> None:
-        """Stops reading while too much has been sent ahead."""
+        """Stops reading while too much has been sent ahead, or what is sent does not flow on."""
         pending = self._pending
-        held = len(pending) >= self._worker.config.limits.max_pipelined or (
-            len(pending) > 0 and sum(r.body_bytes for r in pending) > _MAX_PIPELINED_BODY_BYTES
+        held = (
+            self._is_body_held
+            or len(pending) >= self._worker.config.limits.max_pipelined
+            or (len(pending) > 0 and sum(r.body_bytes for r in pending) > _MAX_PIPELINED_BODY_BYTES)
         )
         if held == self._is_reading_paused or self._transport.is_closing():
             return
@@ -243,6 +271,8 @@ class ClientConnection(asyncio.Protocol):
         if held:
             self._transport.pause_reading()
         else:
+            # While we did not read, the client could not be heard.
+            self._reader.last_data_at = monotonic()
             self._transport.resume_reading()
 
     # Deadlines and shutdown.
@@ -265,20 +295,14 @@ class ClientConnection(asyncio.Protocol):
             return
         silent_s = now - self._reader.last_data_at
         timeouts = self._worker.config.timeouts
-        if self.exchange is not None:
+        if self.exchange is not None and not self._is_receiving:
             return
         if self._reader.is_deaf:
             has_sent_all = not self._transport.get_write_buffer_size()
             if silent_s > (_LINGER_S if has_sent_all else timeouts.idle_s):
                 self._transport.abort()
         elif self._reader.reading is not None:
-            # A head has to be complete in time, a body has to go on, and to end some time.
-            began_s = now - self._reader.reading.received_at
-            if (
-                began_s > timeouts.client_head_s
-                if self._reader.is_in_head
-                else silent_s > timeouts.client_body_s or began_s > timeouts.client_body_total_s
-            ):
+            if self._is_late(self._reader.reading, now):
                 self._refuse(RequestTimeout("The request did not arrive in time."))
         elif silent_s > timeouts.keep_alive_s:
             # With bytes that nobody takes, an orderly close would never end.
@@ -286,6 +310,29 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.abort()
             else:
                 self._transport.close()
+
+    @property
+    def _is_receiving(self) -> bool:
+        """Whether the body of the request that is being relayed comes, or should."""
+        reading = self._reader.reading
+        return (
+            reading is not None
+            and self.exchange is not None
+            and reading is self.exchange.request
+            and not self._is_reading_paused
+        )
+
+    def _is_late(self, reading: Request, now: float) -> bool:
+        """A head has to be complete in time, a body has to go on, and to end some time."""
+        timeouts = self._worker.config.timeouts
+        began_s = now - reading.received_at
+        if self._reader.is_in_head:
+            return began_s > timeouts.client_head_s
+        if now - self._reader.last_data_at > timeouts.client_body_s:
+            return True
+        # An adapter of gigabytes may take long, as long as it goes on.
+        is_control = reading.endpoint is not None and reading.endpoint.kind == "control"
+        return began_s > timeouts.client_body_total_s and not is_control
 
     def _is_established(self) -> bool:
         """Whether the client's side is open, as far as the kernel can tell without reading."""

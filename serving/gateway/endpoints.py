@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ErrorShape = Literal["openai", "anthropic"]
+Kind = Literal["json", "form", "control"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,17 @@ class Endpoint:
         model_optional: Whether a request without `model` goes to the only base model there is.
         injects_usage: Whether a stream can be asked for its usage by `stream_options`, so that
             tokens are always known; the extra chunk is withheld from a client that did not ask.
+        kind: What its body is: JSON, held whole; a multipart form, relayed while it comes; or the
+            control plane's business, relayed unread.
+        needs_admin: Whether it takes an admin key.
     """
 
     path: str
     error_shape: ErrorShape = "openai"
     model_optional: bool = False
     injects_usage: bool = False
+    kind: Kind = "json"
+    needs_admin: bool = False
 
 
 RELAYED: dict[str, Endpoint] = {
@@ -44,9 +50,15 @@ RELAYED: dict[str, Endpoint] = {
         Endpoint("/detokenize", model_optional=True),
         Endpoint("/v1/score"),
         Endpoint("/v1/rerank"),
+        Endpoint("/v1/audio/transcriptions", kind="form"),
+        Endpoint("/v1/audio/translations", kind="form"),
     )
 }
-"""Every one takes POST with a JSON object."""
+"""To an engine, by POST."""
+
+CONTROL = (Endpoint("/admin/v1", kind="control", needs_admin=True),)
+"""Whatever is below these paths goes to the control plane. Nothing else of its own is reachable."""
+CONTROL_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 STORED_RESPONSE = Endpoint("/v1/responses/{id}")
 """A response that its replica keeps: GET, DELETE, and POST to its `/cancel`."""
@@ -58,6 +70,17 @@ READYZ = "/readyz"
 METRICS = "/metrics"
 LOCAL = frozenset({MODELS, HEALTHZ, READYZ, METRICS})
 """Answered by the gateway itself, on GET and HEAD; `/v1/models/{id}` too."""
+
+
+def endpoint_of(path: str) -> Endpoint | None:
+    """The relayed route of a path, or None."""
+    endpoint = RELAYED.get(path)
+    if endpoint is not None:
+        return endpoint
+    if path.startswith(STORED_PREFIX):
+        return STORED_RESPONSE
+    return next((one for one in CONTROL if path.startswith(f"{one.path}/")), None)
+
 
 OPEN = frozenset({HEALTHZ, READYZ, METRICS})
 """Answered without an API key: probes and scrapers have none. They name models, never prompts."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from serving.engines.base import EngineCall
+from serving.engines.base import EngineAdapter, EngineCall
 from serving.gateway.response_id import response_id
 
 if TYPE_CHECKING:
+    from serving.gateway.form_body import FormBody
     from serving.gateway.request import Request
     from serving.gateway.resolve import Route
-    from serving.routing.snapshot import Replica
+    from serving.routing.snapshot import Adapter, Replica
 
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 
@@ -28,7 +29,13 @@ def engine_call(request: Request, route: Route, replica: Replica) -> EngineCall:
         engine_name=model.engine_names.get(replica.index, model.version),
         sent_name=route.sent_name,
         add_usage=route.adds_usage,
+        adapter=None if model.adapter is None else _on(replica, model.adapter),
     )
+
+
+def _on(replica: Replica, adapter: Adapter) -> EngineAdapter:
+    path = adapter.paths.get(replica.index, "")
+    return EngineAdapter(adapter.version, adapter.lora_id, path)
 
 
 def client_trace_lines(request: Request) -> bytes:
@@ -85,14 +92,34 @@ class EngineRequests:
             self._prefixes[replica.index, path] = prefix
         return prefix
 
-    def _head(self, replica: Replica, method: str, target: str) -> bytes:
+    def build_form(
+        self, request: Request, body: FormBody, call: EngineCall, replica: Replica, trace: bytes
+    ) -> bytes:
+        """Head of one attempt, with what is held of a form whose rest follows.
+
+        Args:
+            request: As the client sent it.
+            body: Its form.
+            call: What the dialect has to know.
+            replica: The chosen one.
+            trace: Header lines of the trace context.
+        """
+        content_type = request.headers[b"content-type"]
+        framing, first = body.opening(call.engine_name)
+        head = self._head(replica, "POST", call.path, content_type)
+        return b"%b%b\r\n%b%b\r\n%b" % (head, request.inference_id, trace, framing, first)
+
+    def _head(
+        self, replica: Replica, method: str, target: str, content_type: bytes = b"application/json"
+    ) -> bytes:
         """Up to the value of the header that carries our request id."""
         host = f"[{replica.host}]" if ":" in replica.host else replica.host
-        lines = (
-            f"{method} {target} HTTP/1.1\r\nhost: {host}:{replica.port}\r\n"
-            f"content-type: application/json\r\n{self._bearer}"
+        lines = f"{method} {target} HTTP/1.1\r\nhost: {host}:{replica.port}\r\n{self._bearer}"
+        return b"%bcontent-type: %b\r\n%b: " % (
+            lines.encode(),
+            content_type,
+            replica.dialect.request_id_header(),
         )
-        return lines.encode() + replica.dialect.request_id_header() + b": "
 
     def forget(self, replica: Replica) -> None:
         """A replica has left the fleet: its index will not name it again."""

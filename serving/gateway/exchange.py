@@ -4,25 +4,26 @@ The middle of the data plane: choose a replica, send in its dialect, hand the re
 settle. A state machine driven by callbacks of the client's and the replica's connection; it waits
 for nothing, and its deadlines are kept by the worker's sweep.
 
-Invariants: a replica is charged from its choice until `_leave_replica`; before the first byte to the
+Invariants: a replica is charged from its choice until it is left (`exchange_accounts.py`); before the first byte to the
 client a failure may go to another replica; after it there is no second response.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from serving.errors import (
+    AdapterMissing,
     DeadlineExceeded,
     NoReplica,
     Overloaded,
     ServingError,
-    UpstreamBroken,
+    UpstreamLost,
 )
 from serving.gateway import answers, metrics
 from serving.gateway.engine_request import client_trace_lines, engine_call
+from serving.gateway.exchange_accounts import ExchangeAccounts, Phase
 from serving.gateway.first_bytes import judge
 from serving.gateway.relay import BodyRelay, StreamRelay
 
@@ -30,35 +31,23 @@ if TYPE_CHECKING:
     from serving.engines.base import EngineCall
     from serving.gateway.client import ClientConnection
     from serving.gateway.first_bytes import Verdict
-    from serving.gateway.relay import Relay
     from serving.gateway.request import Request
     from serving.gateway.resolve import Route
     from serving.gateway.upstream import UpstreamConnection
     from serving.gateway.worker import Worker
     from serving.routing.snapshot import Replica
-    from serving.tracing.tracer import RequestSpan
 
+__all__ = ["Exchange", "Phase"]
+
+_GONE = (AdapterMissing, NoReplica, UpstreamLost)
+"""Failures of a replica that does not have the adapter any more, or is no more itself."""
 _MAX_SENDS = 2
 """A request that was sent and killed its connection is sent once more only: were it the request that
 kills engines, it would otherwise take the fleet down."""
 
 
-class Phase(IntEnum):
-    """How far a request has come."""
-
-    CHOOSING = 0
-    CONNECTING = 1
-    WAITING = 2  # sent; nothing of the response has been relayed
-    RELAYING = 3  # the first byte is out
-    DONE = 4
-
-
-class Exchange:
-    """A request, the replica that works on it, and the relay of its response.
-
-    Attributes:
-        series: What it is counted under; names the replica once one is chosen.
-    """
+class Exchange(ExchangeAccounts):
+    """A request, the replica that works on it, and the relay of its response."""
 
     __slots__ = (
         "_call",
@@ -66,35 +55,28 @@ class Exchange:
         "_held",
         "_num_attempts",
         "_num_sends",
-        "_phase",
-        "_relay",
-        "_replica",
-        "_route",
+        "_overload",
         "_sent_at",
-        "_upstream",
-        "client",
-        "request",
-        "series",
-        "span",
-        "worker",
     )
 
     def __init__(
         self, worker: Worker, client: ClientConnection, request: Request, route: Route
     ) -> None:
+        # The accounts' own fields are set here too: a call less for each request.
         self.worker = worker
         self.client = client
         self.request = request
-        self.series: metrics.Series
-        self.span: RequestSpan | None = None
+        self.span = None
         self._route = route
         self._phase = Phase.CHOOSING
-        self._replica: Replica | None = None
-        self._upstream: UpstreamConnection | None = None
-        self._relay: Relay | None = None
+        self._replica = None
+        self._upstream = None
+        self._relay = None
+        self._is_counted = False
         self._excluded: tuple[int, ...] = ()
         self._num_attempts = 0
         self._num_sends = 0
+        self._overload: Overloaded | None = None
         self._call: EngineCall | None = None
         self._held = b""
         self._sent_at = 0.0
@@ -108,21 +90,18 @@ class Exchange:
     # The way in: choose → connect → send.
 
     def _attempt(self, cause: ServingError | None) -> None:
-        """Chooses a replica and sends; with none left, answers with what the last one did."""
+        """Chooses a replica and sends."""
         worker, route = self.worker, self._route
         candidates = self._candidates()
         if not candidates:
-            if cause is None:
-                self._count_under("")
-                cause = NoReplica(f"No replica of '{route.model.name}' can take a request now.")
-            self._answer_error(cause)
+            self._without_candidates(cause)
             return
         if cause is None:
             worker.retry_budget.deposit()
         else:
             self.series.add(metrics.RETRIES, 1)
         self._num_attempts += 1
-        self._replica = replica = worker.choose(candidates, route.cost_tokens)
+        self._replica = replica = worker.choose(candidates, route.cost_tokens, route.model.adapter)
         self._count_under(replica.name)
         if self.span is not None:
             self.span.begin_attempt(replica)
@@ -134,22 +113,54 @@ class Exchange:
             self._send(connection)
 
     def _candidates(self) -> tuple[Replica, ...]:
-        """Replicas to choose from, by the newest snapshot: the fleet may have changed meanwhile."""
-        route = self._route
-        model = self.worker.snapshot.models.get(route.model.name, route.model)
-        healthy = model.healthy.get(route.endpoint.path, ())
-        return (
-            tuple(r for r in healthy if r.index not in self._excluded)
-            if self._excluded
-            else healthy
+        """Replicas to choose from, by the newest snapshot: the fleet may have changed meanwhile.
+
+        By the version and not by its alias, which may mean another one by now.
+        """
+        route, snapshot = self._route, self.worker.snapshot
+        model = route.model
+        if model.adapter is None:
+            newest = snapshot.models.get(model.version, model)
+        else:
+            newest = snapshot.find(model.version) or model
+        healthy = newest.healthy.get(route.endpoint.path, ())
+        if route.kept_by is not None:
+            # Another could only say that it does not know the response; let it, if the keeper is gone.
+            healthy = tuple(one for one in healthy if one.index == route.kept_by) or healthy
+        if not self._excluded:
+            return healthy
+        return tuple(replica for replica in healthy if replica.index not in self._excluded)
+
+    def _without_candidates(self, cause: ServingError | None) -> None:
+        """Answers with what the last replica did; a published adapter is waited for instead.
+
+        Also where the only replica that had it is gone: the control plane loads it on another. A replica
+        that is full or fails the request has the adapter: there is nothing to wait for.
+        """
+        model = self._route.model
+        if not self._is_counted:
+            self._count_under("")
+        if model.adapter is not None and (cause is None or isinstance(cause, _GONE)):
+            newest = self.worker.snapshot.find(model.name)
+            if newest is not None and newest.version != model.version:
+                # The alias means another version by now, and nothing has been said for the old one.
+                self._route = self._route._replace(model=newest)
+                self._attempt(cause)
+                return
+            cause = self.worker.cold_starts.enter(self, model)
+            if cause is None:
+                return
+        self._answer_error(
+            cause or NoReplica(f"No replica of '{model.name}' can take a request now.")
         )
 
-    def _count_under(self, replica_name: str) -> None:
-        if self._num_attempts > 1:
-            self.series.add(metrics.IN_FLIGHT, -1)
-        route = self._route
-        self.series = self.worker.metrics.of((route.endpoint.path, route.model.name, replica_name))
-        self.series.add(metrics.IN_FLIGHT, 1)
+    def choose_again(self, error: ServingError | None = None) -> None:
+        """The adapter that was waited for is ready; or it is not, and why."""
+        if error is None:
+            self._excluded = ()
+            self._attempt(None)
+        else:
+            self._answer_error(error)
 
     def _send(self, connection: UpstreamConnection) -> None:
         try:
@@ -250,7 +261,7 @@ class Exchange:
             upstream.is_complete = True
             self.on_block(b"")
         else:
-            self.upstream_failed(UpstreamBroken("The engine closed the connection unanswered."))
+            self.upstream_failed(UpstreamLost("The engine closed the connection unanswered."))
 
     def report_broken(self) -> None:
         """The replica failed this request: counts against it."""
@@ -259,9 +270,13 @@ class Exchange:
 
     def upstream_failed(self, error: ServingError) -> None:
         """The attempt is lost: tried elsewhere, within bounds."""
-        if isinstance(error, Overloaded):
+        if isinstance(error, (Overloaded, AdapterMissing)):
             # A full queue is no fault, and what it refuses it has not begun to work on.
             self._num_sends -= 1
+            if isinstance(error, Overloaded):
+                self._overload = error
+            elif self._replica is not None:
+                self.worker.registry.report_missing(self._replica, self._route.model.version)
         else:
             self.report_broken()
         if self._num_sends < _MAX_SENDS:
@@ -284,17 +299,6 @@ class Exchange:
         self._phase = Phase.CHOOSING
         self._held = b""
         self._attempt(error)
-
-    def _leave_replica(self) -> None:
-        """Settles the charge and parts with the connection."""
-        replica, self._replica = self._replica, None
-        if replica is not None:
-            self.worker.ledger.settle(replica.index, self._route.cost_tokens)
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            if self.client.is_write_paused:
-                upstream.transport.resume_reading()
-            upstream.release()
 
     # The way out.
 
@@ -321,6 +325,9 @@ class Exchange:
         self.client.exchange_done(abort=not told)
 
     def _answer_error(self, error: ServingError) -> None:
+        if self._overload is not None and isinstance(error, NoReplica):
+            # That a replica is full says more than that another was not reached.
+            error = self._overload
         answer = answers.error_answer(self.request, error, self.worker.date)
         self.series.add(metrics.RESPONSE_BYTES, len(answer))
         self._settle(error.status)
@@ -331,19 +338,6 @@ class Exchange:
         """The client left: the replica's connection is closed, which makes engines stop generating."""
         self.series.add(metrics.CLIENT_ABORTS, 1)
         self._settle(metrics.CLIENT_CLOSED)
-
-    def _settle(self, status: int) -> None:
-        self._phase = Phase.DONE
-        self._leave_replica()
-        request, relay = self.request, self._relay
-        prompt_tokens, completion_tokens = (0, 0) if relay is None else relay.counted_tokens()
-        duration_s = monotonic() - request.received_at
-        self.series.settle(status, duration_s, request.body_bytes, prompt_tokens, completion_tokens)
-        if self.span is not None:
-            self.span.end(status, prompt_tokens, completion_tokens)
-        self.worker.exchanges.discard(self)
-        # Exchange and relay know each other: unlinked, they are freed without the cycle collector.
-        self._relay = None
 
     def heard_from(self, replica: Replica) -> float:
         """When bytes of the response last came from this replica; long ago if it is another's."""

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from serving.engines.base import GENERATION_PATHS
-from serving.errors import UpstreamBroken
+from serving.errors import AdapterMissing, UpstreamBroken
 from serving.gateway.events import is_error_event
 from serving.gateway.sse import ERROR_MARK
 
@@ -99,6 +99,8 @@ def judge(
     if upstream.status >= 300:
         if not upstream.is_complete and len(held) < _MAX_ERROR_BODY_BYTES:
             return None
+        if call.adapter is not None and dialect.lacks_adapter(upstream.status, held):
+            return Verdict("failed", error=AdapterMissing(f"The replica does not have '{model}'."))
         return Verdict("failed", error=dialect.to_error(upstream.status, held, model))
     if upstream.headers.get(b"content-type", b"").startswith(_EVENT_STREAM):
         if not (upstream.is_complete or is_decided(held) or len(held) > _MAX_HELD_BYTES):

@@ -1,4 +1,4 @@
-"""The file of API key hashes: one `NAME sha256:HEX` a line. Keys themselves are never in it."""
+"""The file of API key hashes: one `NAME sha256:HEX [admin]` a line. Keys themselves are never in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LINE = re.compile(r"(?P<name>\S+)\s+sha256:(?P<hash>[0-9a-f]{64})")
+_LINE = re.compile(r"(?P<name>\S+)\s+sha256:(?P<hash>[0-9a-f]{64})(?P<admin>\s+admin)?")
 _NAME = re.compile(r"[\w.@-]{1,64}")
 _KEY_BYTES = 32
 
@@ -49,21 +49,23 @@ def parse_keys(content: bytes, path: Path) -> tuple[ApiKeyHash, ...]:
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise ConfigError(
-                f"--api-key-file {path}, line {number}: write NAME sha256:HEX, "
+                f"--api-key-file {path}, line {number}: write NAME sha256:HEX [admin], "
                 "or make the line with: headrace keys create --file FILE"
             )
-        keys.append(ApiKeyHash(name=match["name"], sha256_hex=match["hash"]))
+        is_admin = match["admin"] is not None
+        keys.append(ApiKeyHash(name=match["name"], sha256_hex=match["hash"], is_admin=is_admin))
     if not keys:
         raise ConfigError(f"--api-key-file {path}: it holds no key; headrace keys create makes one")
     return tuple(keys)
 
 
-def create_key(path: Path, name: str) -> str:
+def create_key(path: Path, name: str, *, is_admin: bool = False) -> str:
     """Makes a key, appends its hash to the file (mode 600) and returns the key itself.
 
     Args:
         path: Made where it does not exist.
         name: For logs and metrics; letters, digits and `._@-`.
+        is_admin: Whether it may change the platform.
 
     Raises:
         ConfigError: If the name is unusable or taken, or the file cannot be written.
@@ -80,7 +82,7 @@ def create_key(path: Path, name: str) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(f"{line_end}{name} sha256:{digest}\n")
+            file.write(f"{line_end}{name} sha256:{digest}{' admin' if is_admin else ''}\n")
     except OSError as error:
         raise ConfigError(f"--file {path}: {error.strerror}") from None
     return key

@@ -38,7 +38,10 @@ class LocalRoutes:
             return self._options(request)
         if path == METRICS:
             text = metrics.exposition(
-                worker.tables, worker.snapshot.replica_health, worker.engine_table
+                worker.tables,
+                worker.snapshot.replica_health,
+                worker.engine_table,
+                worker.adapter_tables,
             )
             return answers.answer(request, 200, text, worker.date, metrics.CONTENT_TYPE)
         if path == HEALTHZ:
@@ -47,6 +50,7 @@ class LocalRoutes:
             return self._ready(request)
         if path == MODELS:
             models = [self._card(model) for model in worker.snapshot.models.values()]
+            models += self._published_cards()
             return self._json(request, 200, {"object": "list", "data": models})
         return self._model(request)
 
@@ -66,18 +70,31 @@ class LocalRoutes:
 
     def _model(self, request: Request) -> bytes:
         name = request.model_id
-        model = self._worker.snapshot.models.get(name)
+        model = self._worker.snapshot.find(name)
         if model is None:
             error = UnknownModel(f"The model '{name[:200]}' does not exist.", param="model")
             return answers.error_answer(request, error, self._worker.date)
         return self._json(request, 200, self._card(model))
 
-    def _card(self, model: Model) -> dict[str, Any]:
+    def _published_cards(self) -> list[dict[str, Any]]:
+        """Of aliases that resolve; versions are answered by their names, and not listed."""
+        snapshot = self._worker.snapshot
+        if snapshot.adapters is None:
+            return []
+        cards = [self._card(snapshot.find(alias)) for alias in snapshot.adapters.aliases()]
+        return [card for card in cards if card]
+
+    def _card(self, model: Model | None) -> dict[str, Any]:
+        """Empty for none."""
+        if model is None:
+            return {}
+        adapters = self._worker.snapshot.adapters
+        alias = None if adapters is None else adapters.published.aliases.get(model.name)
         return {
             "id": model.name,
             "object": "model",
-            "created": self._started_at_s,
-            "owned_by": "headrace",
+            "created": self._started_at_s if alias is None else alias.created_at_s,
+            "owned_by": "headrace" if alias is None else alias.owner,
             "root": model.version,
             "parent": model.parent,
             "max_model_len": model.max_model_len,

@@ -19,6 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from serving.gateway import adapter_metrics
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,13 +35,20 @@ CLIENT_CLOSED = 499
 
 STATUSES = (
     200,
+    201,
+    202,
+    204,
     400,
     401,
+    403,
     404,
     405,
     408,
+    409,
+    412,
     413,
     414,
+    415,
     422,
     429,
     431,
@@ -49,6 +58,7 @@ STATUSES = (
     503,
     504,
 )
+_NUM_WELL = sum(status < 400 for status in STATUSES)
 _OTHER_STATUS = len(STATUSES)
 _STATUS_OFFSET = {status: offset for offset, status in enumerate(STATUSES)}
 
@@ -172,7 +182,9 @@ class FleetCollector(Collector):
         tables: Sequence[SharedTable],
         replica_health: Mapping[str, bool],
         engines: EngineTable | None = None,
+        adapters: Sequence[SharedTable] = (),
     ) -> None:
+        self._adapters = adapters
         self._tables = tables
         self._replica_health = replica_health
         self._engines = engines
@@ -195,8 +207,10 @@ class FleetCollector(Collector):
             "headrace_metric_rows_refused",
             "Label sets counted under empty labels for lack of room.",
         )
-        overflow.add_metric([], sum(table.overflows for table in self._tables))
+        overflow.add_metric([], sum(x.overflows for x in (*self._tables, *self._adapters)))
         yield overflow
+        if self._adapters:
+            yield from adapter_metrics.families(self._adapters)
         if self._engines is not None:
             yield from self._engines.families(self._replica_health)
 
@@ -241,7 +255,7 @@ def _counters(rows: Mapping[tuple[str, ...], list[float]]) -> Iterable[Metric]:
             if count:
                 requests.add_metric([*labels, code], count)
         if any(ended):
-            errors.add_metric(labels, sum(ended) - ended[_STATUS_OFFSET[200]])
+            errors.add_metric(labels, sum(ended[_NUM_WELL:]))
     yield requests
     yield errors
     for name, text, column in _COUNTERS:
@@ -306,8 +320,9 @@ def exposition(
     tables: Sequence[SharedTable],
     replica_health: Mapping[str, bool],
     engines: EngineTable | None = None,
+    adapters: Sequence[SharedTable] = (),
 ) -> bytes:
     """The text that `/metrics` answers with."""
     registry = CollectorRegistry()
-    registry.register(FleetCollector(tables, replica_health, engines))
+    registry.register(FleetCollector(tables, replica_health, engines, adapters))
     return generate_latest(registry)

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-RELOADABLE = ("replicas", "aliases", "api_key_file", "api_keys", "timeouts", "limits", "cors")
+RELOADABLE = (
+    "replicas",
+    "aliases",
+    "api_key_file",
+    "api_keys",
+    "timeouts",
+    "limits",
+    "resilience",
+    "cors",
+)
 """Fields of `GatewayConfig` that take effect without a restart."""
 
 Signature = tuple[tuple[int, int, int] | None, ...]

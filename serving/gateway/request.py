@@ -16,9 +16,12 @@ from serving.errors import BadRequest
 if TYPE_CHECKING:
     from serving.errors import ServingError
     from serving.gateway.endpoints import Endpoint, ErrorShape
+    from serving.gateway.streamed_body import StreamedBody
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MAX_BOUND = 1 << 31
+LOCAL_PRINCIPAL = "local"
+"""Who a request comes from where no keys are set."""
 _FIELD_OF_PATH = re.compile(r"`\$\.([^`]+)`")
 
 
@@ -32,7 +35,8 @@ class BodyFields(msgspec.Struct):
     """What the gateway reads of a JSON body; all other fields pass unread.
 
     `max_tokens`, `max_completion_tokens` (chat) and `max_output_tokens` (responses) bound the
-    completion; `n` multiplies it.
+    completion; `n` multiplies it. `previous_response_id` names a response, and by it the replica
+    that keeps it.
     """
 
     model: str | None = None
@@ -42,6 +46,7 @@ class BodyFields(msgspec.Struct):
     max_completion_tokens: int | float | None = None
     max_output_tokens: int | float | None = None
     n: int | float | None = None
+    previous_response_id: str | None = None
 
     @property
     def max_generated_tokens(self) -> int | None:
@@ -105,6 +110,8 @@ class Request:
         received_at: `time.monotonic()` of the complete request.
         refusal: Why the gateway answers it with an error, whatever the body says.
         extra_head: Header lines, each with its end, that every response to it carries.
+        streamed: Its body, where that is relayed while it comes; `body_parts` stays empty.
+        principal: Name of the key it came with, for the control plane.
     """
 
     __slots__ = (
@@ -118,8 +125,10 @@ class Request:
         "keep_alive",
         "method",
         "path",
+        "principal",
         "received_at",
         "refusal",
+        "streamed",
         "target",
     )
 
@@ -137,6 +146,8 @@ class Request:
         self.received_at = 0.0
         self.refusal: ServingError | None = None
         self.extra_head = b""
+        self.streamed: StreamedBody | None = None
+        self.principal = LOCAL_PRINCIPAL
 
     @property
     def request_id(self) -> bytes:
@@ -150,6 +161,12 @@ class Request:
     def error_shape(self) -> ErrorShape:
         """Whose error body this client expects."""
         return "openai" if self.endpoint is None else self.endpoint.error_shape
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for a 100 before it sends its body."""
+        expected = self.headers.get(b"expect", b"")
+        return expected.lower() == b"100-continue" and not self.is_http10
 
     @property
     def is_head(self) -> bool:

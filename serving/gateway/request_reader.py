@@ -1,7 +1,8 @@
 """Bytes of a client → requests: HTTP/1.1 parsing, limits, and admission on the head.
 
 First step of a request's way. Owns what is being read; a request that is complete, or refused, goes to
-the connection (`client.py`), which answers in order. Never writes to the client.
+the connection (`client.py`), which answers in order; one whose body is relayed while it comes goes there
+as soon as it is known where to. Never writes to the client.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import httptools
 from serving.errors import MalformedHttp, ServingError
 from serving.gateway.admission import admit, body_too_large, head_too_large
 from serving.gateway.auth import NO_KEYS
+from serving.gateway.form_body import FormBody
 from serving.gateway.framing import NOT_CHUNKED, check_overhead, transfer_coding
 from serving.gateway.request import Request
+from serving.gateway.streamed_body import StreamedBody
 
 if TYPE_CHECKING:
     from serving.gateway.client import ClientConnection
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 _MAX_DRAINED_BODY_BYTES = 64 * 1024
 """A refused request's body up to this size is read, so that its connection can go on."""
+_CONTROL_HELD_BYTES = 64 * 1024
 _HOP_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
 _VERSIONS = ("1.1", "1.0")
 
@@ -41,6 +45,7 @@ class RequestReader:
         "_chunked_wire_bytes",
         "_client",
         "_head_bytes",
+        "_is_handed_on",
         "_is_upgrade",
         "_parser",
         "_raw_headers",
@@ -64,6 +69,7 @@ class RequestReader:
         self._chunk_began_at = -1
         self._chunked_wire_bytes = NOT_CHUNKED
         self._is_upgrade = False
+        self._is_handed_on = False
         self.is_deaf = False
         self.last_data_at = monotonic()
 
@@ -87,9 +93,13 @@ class RequestReader:
     # What httptools calls.
 
     def on_message_begin(self) -> None:
-        """A request line begins."""
+        """A request line begins; behind one that ended the connection it is none."""
+        if self.is_deaf:
+            self.reading = None
+            return
         self.reading = request = Request()
         request.received_at = self.last_data_at
+        self._is_handed_on = False
         self._raw_headers.clear()
         self._chunk_began_at = -1
 
@@ -126,6 +136,8 @@ class RequestReader:
         self._admit(request)
         if self.reading is request:
             self._expect_body(request)
+            if request.streamed is not None:
+                self._hand_on(request)
 
     def _admit(self, request: Request) -> None:
         worker = self._worker
@@ -139,13 +151,26 @@ class RequestReader:
             request.headers[b"transfer-encoding"] = transfer_coding(self._raw_headers.items())
         try:
             if request.refusal is None:
-                admit(request, self._head_bytes, worker.config.limits, keys)
+                admit(request, self._head_bytes, worker.config, keys)
+                if request.endpoint is not None and request.endpoint.kind != "json":
+                    request.streamed = self._streamed(request)
         except MalformedHttp as error:
             # Where its body ends is anybody's guess: nothing after it may count as a request.
             request.refusal = error
             self._stop_reading(request)
         except ServingError as error:
             request.refusal = error
+
+    def _streamed(self, request: Request) -> StreamedBody:
+        """The body of a request that is relayed while it comes."""
+        limits, hold = self._worker.config.limits, self._client.hold_body
+        if request.endpoint is not None and request.endpoint.kind == "form":
+            return FormBody(request, limits, hold)
+        length = int(request.headers.get(b"content-length", b"0"))
+        is_chunked = b"transfer-encoding" in request.headers
+        return StreamedBody(
+            hold, None if is_chunked else length, limits.max_admin_body_bytes, _CONTROL_HELD_BYTES
+        )
 
     def _check_framing(self, received_bytes: int) -> None:
         if self.reading is None:
@@ -165,33 +190,70 @@ class RequestReader:
         if request.refusal is not None:
             if request.body_bytes > _MAX_DRAINED_BODY_BYTES:
                 self._stop_reading(request)
+        elif request.streamed is not None:
+            self._stream(request, request.streamed, body)
         elif request.body_bytes > self._worker.config.limits.max_body_bytes:
             request.body_parts.clear()
-            request.refusal = body_too_large(self._worker.config.limits)
+            request.refusal = body_too_large(self._worker.config.limits.max_body_bytes)
         else:
             request.body_parts.append(body)
+
+    def _stream(self, request: Request, streamed: StreamedBody, body: bytes) -> None:
+        try:
+            if request.body_bytes > streamed.max_bytes:
+                raise body_too_large(streamed.max_bytes)
+            streamed.feed(body)
+        except ServingError as error:
+            self._fail(request, streamed, error)
+        else:
+            self._hand_on(request)
+
+    def _hand_on(self, request: Request) -> None:
+        """Lets a request be relayed once it is known where to, while its body comes."""
+        if self._is_handed_on or request.refusal is not None or self._is_upgrade:
+            return
+        if request.streamed is not None and request.streamed.is_decided:
+            self._is_handed_on = True
+            self._client.request_read(request)
+
+    def _fail(self, request: Request, streamed: StreamedBody, error: ServingError) -> None:
+        """Refuses a body in the middle of it, also where it is being relayed already."""
+        request.refusal = error
+        if self._is_handed_on:
+            request.keep_alive = False
+            self.reading = None
+            self.is_deaf = True
+        streamed.fail(error)
+        streamed.close()
 
     def on_message_complete(self) -> None:
         """A request is complete. It is started after the parser has returned."""
         request = self.reading
         if request is None or self._is_upgrade:
             return
+        if request.streamed is not None and request.refusal is None:
+            try:
+                request.streamed.end()
+            except ServingError as error:
+                self._fail(request, request.streamed, error)
         self.reading = None
         self._head_bytes = 0
         self._chunked_wire_bytes = NOT_CHUNKED
         request.received_at = self.last_data_at
-        self._client.request_read(request)
+        if not self._is_handed_on:
+            self._client.request_read(request)
         if not request.keep_alive:
             self.is_deaf = True
 
     def _expect_body(self, request: Request) -> None:
         """Asks for the body, reads on, or stops there: a refused client need not send it all."""
-        expects = request.headers.get(b"expect", b"").lower() == b"100-continue"
         if request.refusal is None:
-            if expects and not request.is_http10:
+            # Where nothing is held back, whoever relays the body asks for it.
+            if request.expects_continue and not (request.streamed and request.streamed.is_decided):
                 self._client.owe_continue()
             return
         length = int(request.headers.get(b"content-length", b"0"))
+        expects = request.headers.get(b"expect", b"").lower() == b"100-continue"
         if expects or length > _MAX_DRAINED_BODY_BYTES:
             self._stop_reading(request)
 
@@ -208,6 +270,9 @@ class RequestReader:
         if self.is_deaf:
             return
         request = self.reading or Request()
+        if request.streamed is not None and self._is_handed_on:
+            self._fail(request, request.streamed, error)
+            return
         request.inference_id = request.inference_id or self._worker.inference_ids.next()
         request.refusal = error
         self._stop_reading(request)

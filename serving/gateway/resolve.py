@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from serving.engines.base import RESPONSES
 from serving.errors import BadRequest, NoReplica, NotOffered, UnknownModel, UnknownResponse
 from serving.gateway.endpoints import STORED_PREFIX, STORED_RESPONSE
 from serving.gateway.request import read_body_fields
@@ -30,6 +31,7 @@ class Route(NamedTuple):
         adds_usage: Whether we ask for a stream's usage because the client did not; the chunk that
             the engine sends for it is withheld.
         stored_target: For a stored response, the request target on the replica that keeps it.
+        kept_by: Index of the replica that keeps the response which this one goes on from, or None.
     """
 
     endpoint: Endpoint
@@ -38,6 +40,7 @@ class Route(NamedTuple):
     cost_tokens: int
     adds_usage: bool
     stored_target: str | None = None
+    kept_by: int | None = None
 
 
 def resolve(endpoint: Endpoint, body: bytes, snapshot: Snapshot) -> Route:
@@ -55,15 +58,15 @@ def resolve(endpoint: Endpoint, body: bytes, snapshot: Snapshot) -> Route:
         NoReplica: If the model may be served by a replica that has not been reached yet.
     """
     fields = read_body_fields(body)
-    model = _find_model(endpoint, fields.model, snapshot)
-    if endpoint.path not in model.offered:
-        raise NotOffered(f"The engine that serves '{model.name}' does not offer {endpoint.path}.")
+    model = find_model(endpoint, fields.model, snapshot)
+    before = fields.previous_response_id if endpoint.path == RESPONSES else None
     return Route(
         endpoint,
         model,
         fields.model,
         estimate_tokens(len(body), fields.max_generated_tokens, fields.num_choices),
         endpoint.injects_usage and _lacks_usage(fields),
+        kept_by=None if before is None else replica_index_of(before),
     )
 
 
@@ -95,12 +98,32 @@ def _lacks_usage(fields: BodyFields) -> bool:
     return fields.stream_options is None or not fields.stream_options.include_usage
 
 
-def _find_model(endpoint: Endpoint, name: str | None, snapshot: Snapshot) -> Model:
+def find_model(endpoint: Endpoint, name: str | None, snapshot: Snapshot) -> Model:
+    """The model of this name, found to offer the endpoint.
+
+    Raises:
+        BadRequest: If there is no name where one is needed.
+        UnknownModel: If no replica serves it.
+        NotOffered: If its engine does not offer the endpoint.
+        NoReplica: If it may be served by a replica that has not been reached yet, or is an adapter
+            of a base model that nobody serves.
+    """
+    model = _named(endpoint, name, snapshot)
+    if endpoint.path not in model.offered:
+        if model.adapter is not None and not model.offered:
+            raise NoReplica(f"No replica serves the base model of '{model.name}'.")
+        raise NotOffered(f"The engine that serves '{model.name}' does not offer {endpoint.path}.")
+    return model
+
+
+def _named(endpoint: Endpoint, name: str | None, snapshot: Snapshot) -> Model:
     if name is None:
         if endpoint.model_optional and snapshot.default_model is not None:
             return snapshot.default_model
         raise BadRequest("You must provide a 'model' parameter.", param="model")
     model = snapshot.models.get(name)
+    if model is None:
+        model = snapshot.find(name)
     if model is not None:
         return model
     shown = name[:_MAX_SHOWN_CHARS]

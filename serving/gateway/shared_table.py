@@ -27,6 +27,8 @@ _F64 = 8
 _HEADER_COLUMNS = 16
 _ROWS_USED = 0
 """Header column: number of rows that are complete. Written after the row's key."""
+_GENERATION = 1
+"""Header column: grows when a row gets another key."""
 
 
 class SharedTable:
@@ -37,8 +39,13 @@ class SharedTable:
         overflows: Keys that found no free row and were counted under the overflow key.
     """
 
-    def __init__(self, path: Path, num_columns: int) -> None:
+    def __init__(self, path: Path, num_columns: int, max_rows: int = MAX_ROWS) -> None:
         """Maps the table at `path`, creating it (sparse) where it does not exist.
+
+        Args:
+            path: Its file.
+            num_columns: Of each row.
+            max_rows: The last of them is the overflow row.
 
         Raises:
             OSError: If the file cannot be made or mapped.
@@ -46,7 +53,8 @@ class SharedTable:
         self._num_columns = num_columns
         self._row_bytes = _KEY_BYTES + num_columns * _F64
         self._rows_at = (_HEADER_COLUMNS + MAX_REPLICAS) * _F64
-        size = self._rows_at + MAX_ROWS * self._row_bytes
+        self._max_rows = max_rows
+        size = self._rows_at + max_rows * self._row_bytes
         with path.open("a+b") as file:
             file.truncate(size)
             self._map = mmap.mmap(file.fileno(), size)
@@ -54,9 +62,13 @@ class SharedTable:
         self.outstanding_tokens = self.values[_HEADER_COLUMNS : _HEADER_COLUMNS + MAX_REPLICAS]
         self.overflows = 0
         self._bases: dict[str, int] = {}
+        self._generation = 0.0
         self._read_keys()
 
     def _read_keys(self) -> None:
+        if self._generation != self.values[_GENERATION]:
+            self._generation = self.values[_GENERATION]
+            self._bases.clear()
         for row in range(len(self._bases), int(self.values[_ROWS_USED])):
             start = self._rows_at + row * self._row_bytes
             key = self._map[start : start + _KEY_BYTES].rstrip(b"\0").decode()
@@ -71,10 +83,29 @@ class SharedTable:
         base = self._bases.get(key)
         return self._add_row(key) if base is None else base
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a new key would be counted under the overflow row."""
+        return len(self._bases) >= self._max_rows - 1
+
+    def reuse(self, old_key: str, new_key: str) -> None:
+        """Gives a row that nobody counts under any more to another key, from zero.
+
+        A reader that looks meanwhile may see the old key once more with the new counts.
+        """
+        base = self._bases.pop(old_key)
+        start = base * _F64 - _KEY_BYTES
+        self.values[base : base + self._num_columns] = memoryview(
+            bytes(self._num_columns * _F64)
+        ).cast("d")
+        self._map[start : start + _KEY_BYTES] = new_key.encode().ljust(_KEY_BYTES, b"\0")
+        self._bases[new_key] = base
+        self._generation = self.values[_GENERATION] = self.values[_GENERATION] + 1
+
     def _add_row(self, key: str) -> int:
         row = len(self._bases)
         encoded = key.encode()
-        if row >= MAX_ROWS - 1 or len(encoded) > _KEY_BYTES:
+        if row >= self._max_rows - 1 or len(encoded) > _KEY_BYTES:
             self.overflows += 1
             if not key:
                 raise ValueError("a shared table has no room for its overflow row")

@@ -19,6 +19,7 @@ from serving.gateway.keepalive import probe_when_silent
 
 if TYPE_CHECKING:
     from serving.errors import ServingError
+    from serving.gateway.streamed_body import StreamedBody
     from serving.routing.snapshot import Replica
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class UpstreamConnection(asyncio.Protocol):
         is_complete: Whether the response has ended.
         is_reused: Whether it has served a request before, so that a reset may mean "went stale".
         idle_since: `time.monotonic()` of its return to the pool.
+        body: The request body that is sent while it comes, if any.
+        is_write_paused: Whether the replica reads more slowly than we write.
     """
 
     __slots__ = (
@@ -76,10 +79,12 @@ class UpstreamConnection(asyncio.Protocol):
         "_parser",
         "_pool",
         "_raw_headers",
+        "body",
         "headers",
         "idle_since",
         "is_complete",
         "is_reused",
+        "is_write_paused",
         "on_body",
         "on_header",
         "parts",
@@ -104,6 +109,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.is_complete = False
         self.is_reused = False
         self.idle_since = 0.0
+        self.body: StreamedBody | None = None
+        self.is_write_paused = False
         self._head_bytes = 0
         self._is_keep_alive = False
         self._parser = httptools.HttpResponseParser(self)
@@ -161,6 +168,23 @@ class UpstreamConnection(asyncio.Protocol):
         if self._head_bytes > MAX_HEAD_BYTES:
             reader.upstream_failed(UpstreamBroken("The engine's response head is too large."))
 
+    def pause_writing(self) -> None:
+        """The replica is slow to read: so are we to read what is meant for it."""
+        self.is_write_paused = True
+        if self.body is not None:
+            self.body.hold()
+
+    def resume_writing(self) -> None:
+        """The replica has caught up."""
+        self.is_write_paused = False
+        if self.body is not None:
+            self.body.go_on()
+
+    def eof_received(self) -> None:
+        """The replica sends no more. What it has not read of a body, it will not read."""
+        if self.body is not None and not self.body.is_complete:
+            self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells whoever owns the connection."""
         reader, self.reader = self.reader, None
@@ -190,7 +214,9 @@ class UpstreamConnection(asyncio.Protocol):
         """Gives the connection back: to the pool if it can serve again, else it is closed."""
         self.reader = None
         self.parts.clear()
-        if self.is_complete and self._is_keep_alive:
+        body, self.body = self.body, None
+        is_sent = body is None or body.is_complete
+        if self.is_complete and self._is_keep_alive and is_sent:
             self._pool.give_back(self)
         else:
             self.transport.abort()

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
+from serving.gateway.follower_thread import FollowerThread
 from serving.gateway.metrics import NUM_COLUMNS
 from serving.gateway.reload import POLL_S, Reloader
 from serving.gateway.shared_table import SharedTable
 from serving.gateway.worker import Worker
 from serving.log_format import log_to_stderr
+from serving.routing.published import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +45,8 @@ _HEALTHY_S = 60.0
 _KILL_AFTER_S = 5.0
 _SEND_S = 2
 _WAKE_BYTES = 64
+APPLIED = b"applied"
+"""What a worker says once it goes by a snapshot."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -75,6 +79,7 @@ class _Start(NamedTuple):
     metrics_dir: Path
     source: ConfigSource | None
     replica_indexes: tuple[int, ...]
+    published: bytes | None = None
 
 
 class _Process:
@@ -82,6 +87,8 @@ class _Process:
 
     Attributes:
         start_with: What the next process gets.
+        is_ready: Whether the first process in this place was ready once.
+        owes_applied: Whether it has yet to say that it goes by the snapshot that it was given.
     """
 
     def __init__(self, start_with: _Start, index: int) -> None:
@@ -91,30 +98,51 @@ class _Process:
         self._started_at = 0.0
         self._start_at = 0.0
         self.is_ready = False
+        self.owes_applied = False
         self.start()
 
     def start(self) -> None:
-        """Starts a process; it says `ready` through a pipe, and gets reloads through it."""
+        """Starts a process; it says `ready` through a pipe, and gets reloads and snapshots by it."""
         self.pipe, theirs = multiprocessing.Pipe()
         _bound_sends(self.pipe)
         self._process = _SPAWN.Process(target=_main, args=(self.start_with, self._index, theirs))
         self._process.start()
         theirs.close()
         self._started_at = time.monotonic()
+        self._started_with = self.start_with.published
+        self._takes_snapshots = False
         self.is_running = True
 
     def on_pipe(self) -> None:
-        """The worker is ready, or its end of the pipe closed because it died."""
+        """The worker is ready, goes by a snapshot, or its end of the pipe closed because it died."""
         try:
-            self.pipe.recv_bytes()
-            self.is_ready = True
+            said = self.pipe.recv_bytes()
         except (EOFError, OSError):
             self._died()
+            return
+        if said == APPLIED:
+            self.owes_applied = False
+            return
+        self.is_ready = self._takes_snapshots = True
+        newest = self.start_with.published
+        if newest is not None and newest is not self._started_with:
+            self.tell(newest)
+
+    def give_snapshot(self, body: bytes) -> None:
+        """Passes a snapshot on, to this process and to later ones.
+
+        One that is still starting gets it when it is ready: nobody would read its pipe before.
+        """
+        self.start_with = self.start_with._replace(published=body)
+        if self.is_running and self._takes_snapshots:
+            self.owes_applied = True
+            self.tell(body)
 
     def _died(self) -> None:
         self._process.join()
         self.pipe.close()
         self.is_running = False
+        self.owes_applied = False
         lived_s = time.monotonic() - self._started_at
         delay_s = _RESTART_DELAYS_S[min(self._failures, len(_RESTART_DELAYS_S) - 1)]
         self._failures = 0 if lived_s > _HEALTHY_S else self._failures + 1
@@ -124,14 +152,14 @@ class _Process:
             extra={"worker": self._index, "exit_code": self._process.exitcode, "delay_s": delay_s},
         )
 
-    def tell(self, reload: Reload) -> None:
-        """Passes a reload on; a worker that does not take it is replaced by one that has it."""
+    def tell(self, news: Reload | bytes) -> None:
+        """Passes news on; a worker that does not take them is replaced by one that has them."""
         if not self.is_running:
             return
         try:
-            self.pipe.send(reload)
+            self.pipe.send(news)
         except OSError:
-            log.exception("worker takes no reload, it is ended", extra={"worker": self._index})
+            log.exception("worker takes no news, it is ended", extra={"worker": self._index})
             self._process.kill()
 
     def restart_if_due(self) -> None:
@@ -167,6 +195,9 @@ class WorkerProcesses:
         self._is_stopping = False
         self._reloader = None if source is None else Reloader(source, config, self._is_idle)
         self._next_poll_at = time.monotonic()
+        self._follower: FollowerThread | None = None
+        # What the first workers are started with is in effect in them.
+        self._is_handing_on = True
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Runs the workers until SIGTERM or SIGINT, then lets them drain.
@@ -181,8 +212,14 @@ class WorkerProcesses:
             signal.signal(number, self._stop)
         if self._reloader is not None:
             signal.signal(signal.SIGHUP, self._ask_reload)
+        if self._config.control is not None:
+            self._follower = FollowerThread(self._config, self._metrics_dir, waker)
         first = _Start(
-            self._config, self._metrics_dir, self._source, tuple(range(len(self._config.replicas)))
+            self._config,
+            self._metrics_dir,
+            self._source,
+            tuple(range(len(self._config.replicas))),
+            None if self._follower is None else self._follower.start(),
         )
         workers = [_Process(first, index) for index in range(self._config.workers)]
         was_ready = False
@@ -193,6 +230,7 @@ class WorkerProcesses:
                     running[ready].on_pipe()
                 else:
                     woken.recv(_WAKE_BYTES)
+            self._hand_on(workers)
             self._reload(workers)
             for worker in workers:
                 worker.restart_if_due()
@@ -200,7 +238,22 @@ class WorkerProcesses:
                 was_ready = True
                 on_ready()
         self._end(workers)
+        if self._follower is not None:
+            self._follower.stop()
         signal.set_wakeup_fd(-1)
+
+    def _hand_on(self, workers: list[_Process]) -> None:
+        """A new snapshot goes to all workers at once; it is in effect when the last one says so."""
+        if self._follower is None:
+            return
+        body = self._follower.take()
+        if body is not None:
+            self._is_handing_on = True
+            for worker in workers:
+                worker.give_snapshot(body)
+        if self._is_handing_on and not any(worker.owes_applied for worker in workers):
+            self._is_handing_on = False
+            self._follower.applied()
 
     def _stop(self, *_: object) -> None:
         self._is_stopping = True
@@ -219,9 +272,10 @@ class WorkerProcesses:
         reload = reloader.poll()
         if reload is None:
             return
-        after = _Start(reloader.config, self._metrics_dir, self._source, reloader.indexes)
         for worker in workers:
-            worker.start_with = after
+            worker.start_with = worker.start_with._replace(
+                config=reloader.config, replica_indexes=reloader.indexes
+            )
             worker.tell(reload)
 
     def _is_idle(self, replica_index: int) -> bool:
@@ -263,18 +317,23 @@ def _main(start_with: _Start, index: int, parent: Connection) -> None:
         worker = Worker(config, index, start_with.metrics_dir, start_with.replica_indexes)
         worker.stop_on_signals()
         loop = asyncio.get_running_loop()
+        if start_with.published is not None:
+            worker.take_published(decode(start_with.published))
 
         def on_parent() -> None:
             try:
-                reload = parent.recv()
+                news = parent.recv()
             except (EOFError, OSError):
                 loop.remove_reader(parent.fileno())
                 worker.stop()
                 return
-            if source is not None:
-                worker.apply(source, reload)
+            if isinstance(news, bytes):
+                worker.take_published(decode(news))
+                parent.send_bytes(APPLIED)
+            elif source is not None:
+                worker.apply(source, news)
 
-        # The parent writes reloads only; an end of the pipe means that it is gone.
+        # The parent writes reloads and snapshots only; an end of the pipe means that it is gone.
         loop.add_reader(parent.fileno(), on_parent)
         await worker.serve(listening, lambda: parent.send_bytes(b"ready"))
 

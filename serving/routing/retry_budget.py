@@ -28,6 +28,18 @@ class RetryBudget:
         self._balance = min_per_s * _RESERVE_S
         self._at = 0.0
 
+    def configure(self, ratio: float, min_per_s: float) -> None:
+        """Takes other rates; what is left of the balance stays, within the new bound.
+
+        Args:
+            ratio: Retries for each request, 0 to 1.
+            min_per_s: Retries a second that are always allowed.
+        """
+        self._ratio = ratio
+        self._min_per_s = min_per_s
+        self._max_balance = min_per_s * _RESERVE_S + 100.0 * ratio
+        self._balance = min(self._balance, self._max_balance)
+
     def deposit(self) -> None:
         """A request has come."""
         balance = self._balance + self._ratio

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from serving.engines.base import Dialect
+    from serving.routing.adapter_models import AdapterModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,23 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A published adapter version, as requests for it have to name it.
+
+    Attributes:
+        version: `name@digest12`.
+        lora_id: Unique number, for engines whose caches are keyed by it.
+        size_bytes: Of its files: what a load moves.
+        paths: Replica index → its folder as that replica's engine sees it.
+    """
+
+    version: str
+    lora_id: int
+    size_bytes: int
+    paths: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A public model name and who can answer for it.
 
@@ -48,6 +66,9 @@ class Model:
         parent: Base model of an adapter, else None.
         healthy: Endpoint path → healthy replicas that serve the model and offer the endpoint.
         offered: Endpoint paths that any replica of the model offers, healthy or not.
+        adapter: The published version behind it; None for all that engines offer of their own.
+        label: What its requests are counted under. Versions that are named directly share one label
+            an adapter: there is no end of them.
     """
 
     name: str
@@ -57,6 +78,12 @@ class Model:
     parent: str | None
     healthy: Mapping[str, tuple[Replica, ...]]
     offered: frozenset[str]
+    adapter: Adapter | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +92,13 @@ class Snapshot:
 
     Attributes:
         version: Grows by one with every change.
-        models: Public name → model.
+        models: Public name → model, of what engines offer of their own; `find` knows the rest too.
         routable: Index → replica, of those that take requests.
         default_model: The only base model of the fleet, for routes whose `model` is optional.
-        is_complete: Whether the models of every replica have been learnt.
+        is_complete: Whether the models of every replica have been learnt, and the adapters.
         is_ready: Whether a first request would be answered.
         replica_health: Replica name → healthy now.
+        adapters: The published aliases and versions; None without a control plane.
     """
 
     version: int = 0
@@ -80,3 +108,11 @@ class Snapshot:
     is_complete: bool = False
     is_ready: bool = False
     replica_health: Mapping[str, bool] = field(default_factory=dict)
+    adapters: AdapterModels | None = None
+
+    def find(self, name: str) -> Model | None:
+        """The model of a public name. What engines offer of their own comes first."""
+        model = self.models.get(name)
+        if model is None and self.adapters is not None:
+            return self.adapters.find(name)
+        return model

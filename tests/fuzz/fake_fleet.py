@@ -130,9 +130,14 @@ class FakePool(UpstreamPool):
                 transport.deliver_end(connection)
 
     def busy(self) -> tuple[UpstreamConnection, FakeTransport] | None:
-        """The connection that waits for a response, if any."""
+        """The connection that waits for a response to a whole request, if any."""
         self.settle()
-        return next((one for one in self.made if one[0].reader is not None), None)
+        return next((one for one in self.made if _is_waiting(one[0])), None)
+
+
+def _is_waiting(connection: UpstreamConnection) -> bool:
+    body = connection.body
+    return connection.reader is not None and (body is None or body.is_complete)
 
 
 class Client(ClientConnection):

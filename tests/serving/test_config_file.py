@@ -65,6 +65,7 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
         "cors",
         "tls",
         "tracing",
+        "control",
     ]
 
 

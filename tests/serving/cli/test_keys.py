@@ -33,6 +33,13 @@ def test_create_and_list(tmp_path: Path) -> None:
     assert _keys("list", "--file", str(path)).stdout == "alice\n"
 
 
+def test_create_admin(tmp_path: Path) -> None:
+    """`--admin` makes a key that may change the platform."""
+    path = tmp_path / "keys"
+    assert _keys("create", "--file", str(path), "--admin").exit_code == 0
+    assert path.read_text().endswith(" admin\n")
+
+
 def test_json(tmp_path: Path) -> None:
     """Both commands speak JSON."""
     path = tmp_path / "keys"

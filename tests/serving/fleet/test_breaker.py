@@ -169,3 +169,13 @@ def test_trials_are_rare(steps: list[tuple[str, float]]) -> None:
         later - earlier >= SETTINGS.breaker_open_s - 1e-6
         for earlier, later in itertools.pairwise(trials)
     )
+
+
+def test_other_thresholds() -> None:
+    """They hold for the next failure; what was counted before counts."""
+    breaker = Breaker(SETTINGS)
+    assert breaker.failed(0.0) is False
+    breaker.configure(Resilience(breaker_failures=2, breaker_open_s=1.0))
+    assert breaker.failed(0.0) is True
+    assert breaker.tick(0.9) is False
+    assert breaker.tick(1.0) is True

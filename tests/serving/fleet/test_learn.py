@@ -9,7 +9,7 @@ from eventually import eventually
 from scripted_engine import GENERATE_PATHS, Act, head, json_reply
 
 from serving.engines import dialect_of
-from serving.fleet.learn import Served, ServedModel, generates, is_healthy, learn
+from serving.fleet.learn import Served, ServedModel, generates, is_healthy, learn, learn_models
 from serving.routing.snapshot import Replica
 
 if TYPE_CHECKING:
@@ -168,3 +168,18 @@ async def test_late_canary(scripted: ScriptedEngine) -> None:
     served = Served((BASE,), frozenset({COMPLETIONS}))
     with pytest.raises(TimeoutError):
         await generates(_replica(scripted), served, timeout_s=0.05, api_key=None)
+
+
+async def test_versions_are_told_from_other_adapters(scripted: ScriptedEngine) -> None:
+    """What is called like a version and has a parent; asked again, the routes stay."""
+    version = "support@0123456789ab"
+    for name, parent in ((version, "m"), ("lora", "m"), ("m@0123456789ab", None)):
+        scripted.models.append({"id": name, "parent": parent})
+    served = await _learn(scripted)
+    assert served is not None
+    assert served.versions == {version}
+    assert [model.name for model in served.own] == ["m", "lora", "m@0123456789ab"]
+    scripted.models = scripted.models[:1]
+    again = await learn_models(_replica(scripted), served, timeout_s=TIMEOUT_S, api_key=None)
+    assert again == Served((ServedModel("m", None, 2048),), served.offered)
+    assert again.versions == frozenset()

@@ -14,7 +14,8 @@ from serving.config import GatewayConfig, Limits, Listen, ReplicaConfig, Resilie
 
 sys.path.append(str(Path(__file__).parent))
 
-from running_gateway import NO_CANARY, Gateway, key_hash, running
+from fake_control import FakeControl
+from running_gateway import NO_CANARY, Gateway, control_plane, key_hash, running
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,6 +44,8 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             limits: dict[str, int] | None = None,
             resilience: Resilience = NO_CANARY,
             kind: str = "vllm",
+            control: FakeControl | None = None,
+            state_dir: Path | None = None,
             **timeouts: float,
         ) -> Gateway:
             config = GatewayConfig(
@@ -53,10 +56,19 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
                 timeouts=Timeouts(**{"drain_s": 1.0, **timeouts}),
                 limits=Limits(**(limits or {})),
                 resilience=resilience,
+                control=None if control is None else control_plane(control),
+                state_dir=state_dir,
             )
             return await stack.enter_async_context(running(config, tmp_path, *engines))
 
         yield start
+
+
+@pytest.fixture
+async def control() -> AsyncIterator[FakeControl]:
+    """A control plane with nothing published."""
+    async with FakeControl() as started:
+        yield started
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from eventually import eventually
+from fake_control import TOKEN
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from raw_client import RawClient, Response, post
 
-from serving.config import ApiKeyHash, Resilience
+from serving.config import ApiKeyHash, ControlPlane, Resilience
 from serving.gateway import metrics
 from serving.gateway.worker import Worker
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from fake_control import FakeControl
     from scripted_engine import ScriptedEngine
 
     from serving.config import GatewayConfig
@@ -76,7 +79,8 @@ class Gateway:
     def exposition(self) -> str:
         """What /metrics says."""
         health = self.worker.snapshot.replica_health
-        return metrics.exposition(self.worker.tables, health).decode()
+        adapters = self.worker.adapter_tables
+        return metrics.exposition(self.worker.tables, health, adapters=adapters).decode()
 
     def outstanding_tokens(self) -> list[float]:
         """What the ledger has charged to each replica."""
@@ -102,6 +106,11 @@ def sample_sum(text: str, name: str, **labels: str) -> float:
 def key_hash(key: str) -> ApiKeyHash:
     """What the gateway keeps of a key."""
     return ApiKeyHash(name=key, sha256_hex=hashlib.sha256(key.encode()).hexdigest())
+
+
+def control_plane(control: FakeControl) -> ControlPlane:
+    """How a gateway is told of a control plane."""
+    return ControlPlane(url=f"http://127.0.0.1:{control.port}", token=SecretStr(TOKEN))
 
 
 @asynccontextmanager
@@ -137,5 +146,7 @@ class StartGateway(Protocol):
         limits: dict[str, int] | None = None,
         resilience: Resilience = NO_CANARY,
         kind: str = "vllm",
+        control: FakeControl | None = None,
+        state_dir: Path | None = None,
         **timeouts: float,
     ) -> Gateway: ...

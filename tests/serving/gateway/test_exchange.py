@@ -123,6 +123,22 @@ async def test_full_queues(start_engine: StartEngine, start_gateway: StartGatewa
     assert sum(_sent(engines)) == 6
 
 
+@pytest.mark.parametrize("busy", [0, 1])
+async def test_full_and_unreachable(
+    start_engine: StartEngine, start_gateway: StartGateway, busy: int
+) -> None:
+    """That one is full says more than that the other cannot be reached, whichever was tried first."""
+    gateway, (full, dead) = await _fleet(start_engine, start_gateway, 2)
+    full.always = json_reply(error_body("queue", "Service Unavailable", 503), status=503)
+    dead.die()
+    gateway.worker.ledger.charge(busy, 1000)
+    answer = await gateway.post(CHAT)
+    gateway.worker.ledger.settle(busy, 1000)
+    assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "overloaded", "1")
+    assert _sent([full, dead]) == [1, 0]
+    assert gateway.metric("headrace_retries_total") == 1
+
+
 @pytest.mark.parametrize(
     ("status", "code", "ours", "retry_after"),
     [(500, "upstream_error", 502, None), (503, "overloaded", 503, "1")],

@@ -29,7 +29,9 @@ def test_created_key_works(tmp_path: Path) -> None:
     for name, key in keys.items():
         assert len(key) >= 43
         assert key not in text
-        assert known.check({b"authorization": f"Bearer {key}".encode()}) == name
+        found = known.check({b"authorization": f"Bearer {key}".encode()})
+        assert found is not None
+        assert (found.name, found.is_admin) == (name, False)
     assert keys["one"] != keys["two"]
 
 
@@ -39,6 +41,18 @@ def test_key_is_appended_to_a_line_of_its_own(tmp_path: Path) -> None:
     path.write_text(f"one sha256:{HASH}")
     create_key(path, "two")
     assert [key.name for key in read_key_file(path)] == ["one", "two"]
+
+
+def test_admin_key(tmp_path: Path) -> None:
+    """A key that may change the platform says so on its line, and no other key does."""
+    path = tmp_path / "keys"
+    create_key(path, "one")
+    create_key(path, "two", is_admin=True)
+    assert path.read_text().splitlines()[1].endswith(" admin")
+    assert [(key.name, key.is_admin) for key in read_key_file(path)] == [
+        ("one", False),
+        ("two", True),
+    ]
 
 
 def test_comments_and_empty_lines(tmp_path: Path) -> None:
@@ -59,6 +73,8 @@ def test_comments_and_empty_lines(tmp_path: Path) -> None:
         (f"one sha256:{HASH[:-1]}\n", "line 1: "),
         (f"one sha256:{HASH.upper()}\n", "line 1: "),
         (f"one two sha256:{HASH}\n", "line 1: "),
+        (f"one sha256:{HASH} root\n", "line 1: "),
+        (f"one sha256:{HASH}admin\n", "line 1: "),
     ],
 )
 def test_bad_file(tmp_path: Path, text: str, says: str) -> None:

@@ -113,3 +113,16 @@ def test_unknown_status_is_counted(tmp_path: Path) -> None:
     text = exposition(tables, {}).decode()
     assert sample_sum(text, "headrace_requests_total", code="other") == 1
     assert sample_sum(text, "headrace_errors_total") == 1
+
+
+def test_what_the_control_plane_answers_has_columns(tmp_path: Path) -> None:
+    """Each status under its own code, and only those from 400 on are errors."""
+    (tables, _) = _two_workers(tmp_path)
+    well, errors = (200, 201, 202, 204), (401, 403, 404, 409, 412, 413, 415, 422)
+    for status in (*well, *errors):
+        Metrics(tables[0]).of(("/admin/v1", "", "")).finish(status, 0.1)
+    text = exposition(tables, {}).decode()
+    for status in (*well, *errors):
+        assert sample_sum(text, "headrace_requests_total", code=str(status)) == 1
+    assert sample_sum(text, "headrace_requests_total") == len(well) + len(errors)
+    assert sample_sum(text, "headrace_errors_total") == len(errors)

@@ -14,7 +14,7 @@ import pytest
 from eventually import eventually
 from gateway_process import gateway_process
 from raw_client import post
-from scripted_engine import STREAM_HEAD, chunk, event
+from scripted_engine import STREAM_HEAD, chunk, event, json_reply
 
 from serving.config_file import ConfigSource
 from serving.errors import ConfigError
@@ -206,7 +206,8 @@ async def test_fleet_is_replaced(start_engine: StartEngine, tmp_path: Path, work
         await _until(gateway, "ok", 1)
 
         async def moved() -> bool:
-            asked = [await gateway.ask(post({**CHAT, "model": "fast"})) for _ in range(8)]
+            # Enough that every worker has been asked, on whichever connections the kernel gives it.
+            asked = [await gateway.ask(post({**CHAT, "model": "fast"})) for _ in range(24)]
             return all(answer.status == 200 for answer in asked)
 
         await _until_true(moved)
@@ -295,3 +296,31 @@ async def test_a_restarted_worker_has_the_newest_settings(
                 except (ConnectionError, asyncio.IncompleteReadError):
                     good = 0
         assert len(new.requests) >= 20
+
+
+@WORKERS
+async def test_resilience(start_engine: StartEngine, tmp_path: Path, workers: int) -> None:
+    """New thresholds hold without a restart: no more retries, and a breaker that opens at once."""
+    engines = [await start_engine(), await start_engine()]
+    config = tmp_path / "headrace.toml"
+    urls = [engine.url for engine in engines]
+    config.write_text(_toml(*urls))
+    async with _serving(tmp_path, config, workers) as gateway:
+        for engine in engines:
+            engine.always = json_reply({"error": "boom"}, status=500)
+        assert (await gateway.ask(post(CHAT))).status == 502
+        assert await gateway.metric("headrace_retries_total") == 1
+        rest = "[resilience]\nretry_ratio = 0.0\nmin_retries_per_s = 0.0\nbreaker_failures = 1\n"
+        config.write_text(
+            _toml(*urls, rest=f"{rest}min_routable_ratio = 0.0\nbreaker_open_s = 60.0")
+        )
+        await _until(gateway, "ok", 1)
+
+        async def is_unroutable() -> bool:
+            asked = [await gateway.ask(post(CHAT)) for _ in range(8)]
+            return {answer.status for answer in asked} == {503}
+
+        await _until_true(is_unroutable)
+        served = sum(len(engine.requests) for engine in engines)
+        assert (await gateway.ask(post(CHAT))).code == "no_replica_available"
+        assert sum(len(engine.requests) for engine in engines) == served

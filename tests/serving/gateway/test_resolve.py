@@ -39,7 +39,8 @@ SNAPSHOT = Snapshot(models={"m": BASE, "fast": ALIAS}, default_model=BASE, is_co
 )  # fmt: skip
 def test_route(body: bytes, model: Model, cost_tokens: int, adds_usage: bool) -> None:
     """Model, the name that was sent, cost, and whether usage is asked for."""
-    assert resolve(CHAT, body, SNAPSHOT) == (CHAT, model, model.name, cost_tokens, adds_usage, None)
+    route = (CHAT, model, model.name, cost_tokens, adds_usage, None, None)
+    assert resolve(CHAT, body, SNAPSHOT) == route
 
 
 def test_default_model() -> None:

@@ -66,3 +66,23 @@ def test_full_table_counts_under_the_empty_key(tmp_path: Path) -> None:
     assert table.overflows == 12
     table.close()
     other.close()
+
+
+def test_reused_row(tmp_path: Path) -> None:
+    """It counts from zero under its new key, in the eyes of those who knew the old one too."""
+    table, other = SharedTable(tmp_path / "t", 2, 3), SharedTable(tmp_path / "t", 2, 3)
+    for key in ("old", "kept"):
+        table.values[table.base_of(key) + 1] += 5
+    assert table.is_full
+    assert {key: list(columns) for key, columns in other.rows()} == {
+        "old": [0.0, 5.0],
+        "kept": [0.0, 5.0],
+    }
+    table.reuse("old", "new")
+    table.values[table.base_of("new")] += 2
+    for reader in (table, other, SharedTable(tmp_path / "t", 2, 3)):
+        assert {key: list(columns) for key, columns in reader.rows()} == {
+            "new": [2.0, 0.0],
+            "kept": [0.0, 5.0],
+        }
+        reader.close()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from eventually import eventually
 from raw_client import get, post
+from scripted_engine import error_body, json_reply
 
+from serving.engines.base import RESPONSES
 from serving.gateway.response_id import replica_index_of, response_id
 
 if TYPE_CHECKING:
@@ -71,3 +74,50 @@ async def test_its_replica_is_asked(
         for engine in engines
     ]
     assert asked == [[], [(method, target)] * 3]
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+async def test_next_response_goes_where_the_last_is_kept(
+    start_engine: StartEngine, start_gateway: StartGateway, busy: int
+) -> None:
+    """However loaded that replica is; an id that is not ours goes by load."""
+    engines = [await start_engine(), await start_engine()]
+    gateway = await start_gateway(*engines)
+    gateway.worker.ledger.charge(busy, 1000)
+    for previous in (f"{STORED}001", f"{STORED}001", "resp_theirs"):
+        body = {"model": "m", "input": "a", "previous_response_id": previous}
+        assert (await gateway.post(body, "/v1/responses")).status == 200
+    gateway.worker.ledger.settle(busy, 1000)
+    assert [len(engine.requests) for engine in engines] == [busy, 3 - busy]
+
+
+async def test_keeper_that_has_left(start_engine: StartEngine, start_gateway: StartGateway) -> None:
+    """Another engine says that it does not know the response."""
+    engines = [await start_engine(), await start_engine()]
+    gateway = await start_gateway(*engines)
+    engines[1].die()
+    message = f"Response with id '{STORED}001' not found."
+    engines[0].always = json_reply(error_body(message, "invalid_request_error", 404), status=404)
+    body = {"model": "m", "input": "a", "previous_response_id": f"{STORED}001"}
+    await eventually(lambda: len(gateway.worker.snapshot.models["m"].healthy[RESPONSES]) == 1)
+    answer = await gateway.post(body, "/v1/responses")
+    assert (answer.status, answer.code) == (404, "response_not_found")
+
+
+async def test_keeper_that_is_full(start_engine: StartEngine, start_gateway: StartGateway) -> None:
+    """Another could only say that it does not know the response."""
+    engines = [await start_engine(), await start_engine()]
+    gateway = await start_gateway(*engines)
+    engines[1].always = json_reply(error_body("queue", "Service Unavailable", 503), status=503)
+    body = {"model": "m", "input": "a", "previous_response_id": f"{STORED}001"}
+    answer = await gateway.post(body, "/v1/responses")
+    assert (answer.status, answer.code) == (503, "overloaded")
+    assert engines[0].requests == []
+
+
+async def test_engine_does_not_keep_it_any_more(gateway: Gateway, scripted: ScriptedEngine) -> None:
+    """A 404 of the response; the model is well."""
+    message = f"Response with id '{STORED}000' not found."
+    scripted.always = json_reply(error_body(message, "invalid_request_error", 404), status=404)
+    answer = await gateway.ask(post(b"", f"/v1/responses/{STORED}000/cancel"))
+    assert (answer.status, answer.code) == (404, "response_not_found")

@@ -63,3 +63,13 @@ def test_any_traffic(ratio: float, min_per_s: float, steps: list[tuple[int, int,
         retries += _granted(budget, num_failures, now)
         reserve = min_per_s * (10.0 + now - START_S)
         assert retries <= ratio * requests + reserve + 1e-6
+
+
+def test_other_rates() -> None:
+    """They hold from there on; what was saved up stays only as far as the new bound allows."""
+    budget = RetryBudget(0.2, 10.0)
+    budget.configure(0.5, 0.0)
+    assert _granted(budget, 1000) == 50
+    for _ in range(10):
+        budget.deposit()
+    assert _granted(budget, 1000) == 5
