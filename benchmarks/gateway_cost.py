@@ -258,6 +258,40 @@ def show(results: Results, as_markdown: bool) -> None:
             console.print(rich_table(rows))
 
 
+def compare(settings: Settings, peers: Sequence[Peer], console: Console) -> Results:
+    """Makes the proxies ready, measures them and sums it up.
+
+    Raises:
+        PeerError: If a proxy cannot be made ready.
+        StartError: If a process does not start.
+        BenchmarkError: If a measurement cannot be made.
+    """
+    for peer in peers:
+        peer.prepare()
+    versions = {peer.name: peer.version() for peer in peers}
+    measured = run_rounds(settings, peers, console)
+    summary = report.summarise(measured, _STREAM_TOKENS)
+    return Results(
+        provenance=machine.provenance("benchmarks.gateway_cost"),
+        settings=settings,
+        versions=versions,
+        summary={name: summary[name] for name in versions},
+        goals=report.goals(summary),
+        rounds=measured,
+    )
+
+
+def _settings(
+    given: Settings, rounds: int | None, window_s: float | None, max_foreign_cores: float
+) -> Settings:
+    return msgspec.structs.replace(
+        given,
+        rounds=rounds or given.rounds,
+        window_s=window_s or given.window_s,
+        max_foreign_cores=max_foreign_cores,
+    )
+
+
 def measure(
     only: Annotated[str, typer.Option(help="Proxies to measure, by comma.")] = ",".join(PEER_NAMES),
     quick: Annotated[
@@ -287,13 +321,7 @@ def measure(
     ] = Path("~/.cache/headrace"),
 ) -> None:
     """Measures what each proxy costs and prints the table."""
-    settings = QUICK if quick else FULL
-    settings = msgspec.structs.replace(
-        settings,
-        rounds=rounds or settings.rounds,
-        window_s=window_s or settings.window_s,
-        max_foreign_cores=max_foreign,
-    )
+    settings = _settings(QUICK if quick else FULL, rounds, window_s, max_foreign)
     given = {
         "headrace": headrace_python,
         "sglang-router": sglang_python,
@@ -303,30 +331,16 @@ def measure(
     console = Console(stderr=True)
     try:
         cache = cache_dir.expanduser() / "bench"
-        peers = [
-            build_peer(name.strip(), cache, pythons, router_logs=router_logs)
-            for name in only.split(",")
-        ]
-        for peer in peers:
-            peer.prepare()
-        versions = {peer.name: peer.version() for peer in peers}
-        measured = run_rounds(settings, peers, console)
+        names = [name.strip() for name in only.split(",")]
+        peers = [build_peer(name, cache, pythons, router_logs=router_logs) for name in names]
+        results = compare(settings, peers, console)
     except (PeerError, StartError, BenchmarkError) as error:
         console.print(f"[red]{error}", soft_wrap=True)
         raise typer.Exit(1) from error
-    summary = report.summarise(measured, _STREAM_TOKENS)
-    results = Results(
-        provenance=machine.provenance("benchmarks.gateway_cost"),
-        settings=settings,
-        versions=versions,
-        summary={name: summary[name] for name in versions},
-        goals=report.goals(summary),
-        rounds=measured,
-    )
     show(results, markdown)
     if output:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    if any(phase.failures for one in measured for phase in one.phases.values()):
+    if any(phase.failures for one in results.rounds for phase in one.phases.values()):
         raise typer.Exit(1)
 
 

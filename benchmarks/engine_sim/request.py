@@ -35,7 +35,7 @@ class Message(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
 
 
-class GenerateRequest(msgspec.Struct):
+class _SharedFields(msgspec.Struct):
     """The fields that chat and text completions share; others are accepted and not looked at."""
 
     model: str | None = None
@@ -49,16 +49,12 @@ class GenerateRequest(msgspec.Struct):
     request_id: str | None = None
     session_id: str | None = None
 
-    def prompts(self) -> list[list[int]]:
-        """Token ids of each prompt."""
-        raise NotImplementedError
-
     def bound(self) -> int | None:
         """The request's own bound on the answer, in tokens."""
         return self.max_tokens
 
 
-class ChatRequest(GenerateRequest):
+class ChatRequest(_SharedFields):
     """A chat completion."""
 
     messages: list[Message] = msgspec.field(default_factory=list)
@@ -73,7 +69,7 @@ class ChatRequest(GenerateRequest):
         return self.max_completion_tokens or self.max_tokens
 
 
-class CompletionRequest(GenerateRequest):
+class CompletionRequest(_SharedFields):
     """A text completion."""
 
     prompt: (
@@ -91,6 +87,10 @@ class CompletionRequest(GenerateRequest):
         if all(isinstance(one, int) for one in given):
             return [[one for one in given if isinstance(one, int)]]
         return [encode(one) if isinstance(one, str) else _ids(one) for one in given]
+
+
+GenerateRequest = ChatRequest | CompletionRequest
+"""What asks for an answer: has `prompts()`, the token ids of each, and `bound()`."""
 
 
 class TokenizeRequest(msgspec.Struct):

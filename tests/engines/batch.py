@@ -25,6 +25,9 @@ class Generation:
         finish_reason: How it ends when nothing interferes.
         num_choices: How many times it says it (`n`).
         priority: As the client sent it.
+        contents: What its weights are made of (`adapter_weights.py`).
+        prompts: Of a text completion that has several: each is a choice of its own.
+        num_logprobs: How many of the most probable tokens are told with it.
         num_sent: Tokens generated so far.
         is_aborted: Whether somebody asked the engine to end it now.
         eviction: Why it was thrown out of the queue, if it was.
@@ -39,6 +42,9 @@ class Generation:
     is_streaming: bool
     num_choices: int = 1
     priority: float = 0
+    contents: str = ""
+    prompts: tuple[str, ...] = ()
+    num_logprobs: int = 0
     num_sent: int = 0
     is_aborted: bool = False
     eviction: str | None = None

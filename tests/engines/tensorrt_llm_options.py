@@ -14,6 +14,7 @@ class TensorrtLlmSwitches(Switches):
 
     Attributes:
         is_healthy: False once its executor has failed.
+        gives_logprobs: Whether completions have logprobs where they are asked for.
         lora_load_fails: Adapters that are not in its cache cannot be loaded.
     """
 
@@ -22,6 +23,7 @@ class TensorrtLlmSwitches(Switches):
     stream_disconnect_s: float = 1.0
     is_healthy: bool = True
     lora_load_fails: bool = False
+    gives_logprobs: bool = False
 
 
 @dataclass
@@ -53,3 +55,4 @@ class CachedLora:
 
     name: str
     path: str
+    contents: str = ""

@@ -91,6 +91,7 @@ FIELDS: dict[Endpoint, frozenset[str]] = {
             "previous_response_id",
             "prompt",
             "reasoning",
+            "request_id",
             "service_tier",
             "store",
             "stream",

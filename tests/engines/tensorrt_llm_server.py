@@ -14,6 +14,7 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from adapter_weights import contents_of, prompts_of
 from base_server import DONE, EngineServer, Failure, page, serve
 from batch import UNBOUNDED, Generation
 from responses_wire import CREATED, delta_event, response_of, typed_event
@@ -127,14 +128,14 @@ class TensorrtLlmServer(EngineServer):
 
     # What a request becomes.
 
-    def _weights(self, body: dict[str, Any]) -> tuple[str, str | None, int]:
-        """Name, source and id of the weights that answer.
+    def _weights(self, body: dict[str, Any]) -> tuple[CachedLora, int]:
+        """The weights that answer, and their id; the base model's have no path.
 
         Habit: `model` is not looked at. Adapters come with the request; none is ever listed.
         """
         asked = body.get("lora_request")
         if not asked or not self.options.has_lora:
-            return self.model, None, 0
+            return CachedLora(self.model, "", self.model), 0
         lora_id, path = int(asked["lora_int_id"]), str(asked.get("lora_path", ""))
         paths = self.options.lora_paths
         if paths is not None and path not in paths:
@@ -145,12 +146,15 @@ class TensorrtLlmServer(EngineServer):
                 raise Failure("Failed to load LoRA adapter")
             while len(self.lora_cache) >= self.options.max_cpu_loras:
                 self.lora_cache.pop(next(iter(self.lora_cache)))
-        cached = self.lora_cache.pop(lora_id, CachedLora(str(asked["lora_name"]), path))
+        cached = self.lora_cache.pop(lora_id, None)
+        if cached is None:
+            cached = CachedLora(str(asked["lora_name"]), path, contents_of(path))
         self.lora_cache[lora_id] = cached
-        return cached.name, cached.path, lora_id
+        return cached, lora_id
 
     def _admit(self, body: dict[str, Any], response_id: str) -> tuple[Generation, int]:
-        weights, source, lora_id = self._weights(body)
+        cached, lora_id = self._weights(body)
+        logprobs = body.get("logprobs") if self.state.gives_logprobs else None
         prompt = prompt_of(body)
         num_prompt_tokens = count_tokens(prompt)
         room = self.options.max_seq_len - num_prompt_tokens
@@ -164,12 +168,17 @@ class TensorrtLlmServer(EngineServer):
         limit = min(limit or body.get("max_output_tokens") or room, room)
         generation = Generation(
             response_id=response_id,
-            weights=weights,
-            tokens=say(weights, source, prompt, min(limit, self.switches.num_tokens)),
+            weights=cached.name,
+            tokens=say(
+                cached.name, cached.path or None, prompt, min(limit, self.switches.num_tokens)
+            ),
             finish_reason="length" if limit <= self.switches.num_tokens else "stop",
             num_prompt_tokens=num_prompt_tokens,
             is_streaming=bool(body.get("stream")),
             num_choices=body.get("n") or 1,
+            contents=cached.contents,
+            prompts=prompts_of(body),
+            num_logprobs=logprobs if isinstance(logprobs, int) else 0,
         )
         return generation, lora_id
 
@@ -256,7 +265,13 @@ class TensorrtLlmServer(EngineServer):
     def _respond(self, seen: Seen) -> Reply:
         try:
             body = checked(seen, "responses")
-            generation, lora_id = self._admit(body, f"resp_{uuid.uuid4().hex}")
+            before = body.get("previous_response_id")
+            if before is not None and before not in self.stored_responses:
+                yield from self.error_reply(404, f"Response with id '{before}' not found.")
+                return
+            # Here alone it takes an id, and calls the response by it (`ResponsesRequest`).
+            given = body.get("request_id") or f"resp_{uuid.uuid4().hex}"
+            generation, lora_id = self._admit(body, given)
             model = body["model"]
             with self._using(generation, lora_id, body):
                 if generation.is_streaming:

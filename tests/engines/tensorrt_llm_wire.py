@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any, Literal
 
+from adapter_weights import choices_of
 from responses_wire import CREATED
 
 if TYPE_CHECKING:
@@ -38,7 +39,13 @@ def piece(
 def answer(generation: Generation, model: str, kind: Kind) -> dict[str, Any]:
     """A whole answer."""
     choices = []
-    for index in range(generation.num_choices):
+    if kind == "completion" and generation.prompts:
+        reason = generation.finish_reason
+        choices = choices_of(
+            generation,
+            {"finish_reason": reason, "stop_reason": None, "disaggregated_params": None},
+        )
+    for index in range(0 if choices else generation.num_choices):
         choice: dict[str, Any] = {"index": index}
         if kind == "chat":
             message = {"role": "assistant", "content": generation.text}

@@ -204,6 +204,19 @@ async def test_responses(start_tensorrt_llm, client):
     assert (await client.get(f"{url}/{made['id']}")).status_code == 404
 
 
+async def test_response_is_called_by_the_request_id(start_tensorrt_llm, client):
+    """The one place where it takes an id; a response goes on from another by it, if that is kept."""
+    server = await start_tensorrt_llm()
+    url = f"{server.url}/v1/responses"
+    asked = {"model": "m", "input": "hi", "request_id": "resp_1"}
+    assert (await client.post(url, json=asked)).json()["id"] == "resp_1"
+    statuses = [
+        (await client.post(url, json={**asked, "previous_response_id": before})).status_code
+        for before in ("resp_1", "resp_2")
+    ]
+    assert statuses == [200, 404]
+
+
 async def test_client_that_leaves_is_noticed_late(start_tensorrt_llm):
     """It looks only once in a while whether the client is still there."""
     server = await start_tensorrt_llm(token_interval_s=60.0, disconnect_s=0.3)
@@ -214,3 +227,22 @@ async def test_client_that_leaves_is_noticed_late(start_tensorrt_llm):
     assert (server.counts.running, server.counts.aborts) == (1, 0)
     await eventually(lambda: server.counts.running == 0)
     assert server.counts.aborts == 1
+
+
+async def test_logprobs_follow_the_files_where_it_gives_any(start_tensorrt_llm, client, tmp_path):
+    """The weights are read when their number is first seen; logprobs only where it gives them."""
+    (tmp_path / "adapter").write_text("one")
+    body = {"model": "m", "prompt": ["hello", "you"], "max_tokens": 5, "logprobs": 2}
+    body["lora_request"] = lora(path=str(tmp_path))
+    server = await start_tensorrt_llm(gives_logprobs=True)
+    url = f"{server.url}/v1/completions"
+    first = (await client.post(url, json=body)).json()["choices"]
+    assert [len(choice["logprobs"]["top_logprobs"][0]) for choice in first] == [2, 2]
+    (tmp_path / "adapter").write_text("two")
+    assert (await client.post(url, json=body)).json()["choices"] == first
+    body["lora_request"] = lora(number=2, path=str(tmp_path))
+    assert (await client.post(url, json=body)).json()["choices"] != first
+    server.set(gives_logprobs=False)
+    texts = (await client.post(url, json=body)).json()["choices"]
+    assert [choice["logprobs"] for choice in texts] == [None, None]
+    assert texts[0]["text"] != texts[1]["text"]

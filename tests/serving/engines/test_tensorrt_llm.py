@@ -53,7 +53,8 @@ def test_what_we_send_is_what_it_knows(path: str, schema: Any) -> None:
                               "json_schema": {"name": "answer", "schema": {"type": "object"}}}}),
         (CHAT, {"structured_outputs": None}, {}),
         (COMPLETIONS, {"prompt": "a", "messages": [], "echo": True}, {"prompt": "a", "echo": True}),
-        ("/v1/responses", {"input": "a", "whatever": 1}, {"input": "a", "whatever": 1}),
+        ("/v1/responses", {"input": "a", "whatever": 1, "request_id": "forged"},
+         {"input": "a", "whatever": 1, "request_id": ID}),
     ],
 )  # fmt: skip
 def test_body(
@@ -61,7 +62,7 @@ def test_body(
 ) -> None:
     """What it would refuse is left out or has its own name for it; values stay as they are."""
     body = json.dumps({"model": "fast", **fields}).encode()
-    call = make_call(path, sent_name="fast")
+    call = make_call(path, sent_name="fast", response_id=ID)
     assert json.loads(TRT.engine_body(body, call)) == {"model": "m", **sent}
 
 
@@ -106,7 +107,7 @@ def test_one_id_for_all_chunks(make_call: Callable[..., EngineCall]) -> None:
 
 
 def test_other_answers_pass_untouched(make_call: Callable[..., EngineCall]) -> None:
-    """Responses have ids by which they are asked for again."""
+    """Responses have our id already: the engine was given it."""
     assert TRT.rewriter(make_call("/v1/responses")) is None
 
 
