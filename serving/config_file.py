@@ -104,7 +104,14 @@ def environment_overrides(environ: Mapping[str, str]) -> dict[str, Any]:
     Every setting has its variable, sections by their name. Lists are separated by commas, tables
     written as `KEY=VALUE` pairs: `HEADRACE_ALIASES=fast=m,slow=n`. Empty ones count as unset.
     """
-    return _section_of(GatewayConfig, PREFIX, environ)
+    return environment_section(GatewayConfig, PREFIX, environ)
+
+
+def environment_section(
+    model: type[Settings], prefix: str, environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """The same for other settings, whose variables begin with `prefix`."""
+    return _section_of(model, prefix, environ)
 
 
 def printable(config: GatewayConfig) -> str:

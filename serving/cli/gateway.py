@@ -75,6 +75,16 @@ def gateway(
             min=1024, help=f"Larger ones are refused (default {Limits().max_body_bytes})."
         ),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="http://HOST:PORT of headrace control; its token is in HEADRACE_CONTROL_TOKEN."
+        ),
+    ] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the control plane's last snapshot is kept, to start without it."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -111,6 +121,8 @@ def gateway(
                 }
             ),
             "limits": _given({"max_body_bytes": max_body_bytes}),
+            "control": _given({"url": control}) or None,
+            "state_dir": state_dir,
         }
         overrides = layers(environment_overrides(os.environ), _given(flags))
         source = ConfigSource(config, overrides)

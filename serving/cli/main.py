@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from serving.cli.adapters import adapters
 from serving.cli.bench import bench
+from serving.cli.control import control
 from serving.cli.doctor import doctor
 from serving.cli.gateway import gateway
 from serving.cli.keys import keys
@@ -19,7 +21,9 @@ app = typer.Typer(
 )
 app.command()(up)
 app.command()(gateway)
+app.command()(control)
 app.command()(doctor)
+app.add_typer(adapters, name="adapters")
 app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 

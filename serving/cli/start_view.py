@@ -21,8 +21,8 @@ from serving.fleet.process import ProcessStatus, State
 from serving.fleet.processes import log_tail
 
 if TYPE_CHECKING:
-    from serving.fleet.local_platform import UpConfig
     from serving.fleet.model_source import ModelSource
+    from serving.fleet.up_config import UpConfig
 
 COLOURS = {
     State.STARTING: "yellow",

@@ -14,7 +14,8 @@ from serving.cli.errors import one_line_errors
 from serving.cli.start_view import StartView
 from serving.config import Listen, cache_dir, state_dir
 from serving.fleet import default_model
-from serving.fleet.local_platform import LocalPlatform, StartError, UpConfig
+from serving.fleet.local_platform import LocalPlatform, StartError
+from serving.fleet.up_config import UpConfig
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -61,6 +62,26 @@ def up(
     max_loras: Annotated[
         int, typer.Option(min=0, help="Adapters that one batch may mix; 0 starts without LoRA.")
     ] = 2,
+    max_cpu_loras: Annotated[
+        int, typer.Option(min=1, help="Adapters that a replica keeps in memory.")
+    ] = 16,
+    max_lora_rank: Annotated[
+        int, typer.Option(help="Largest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320, 512.")
+    ] = 16,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HEADRACE_CONTROL_DATABASE_URL",
+            help="postgresql://… for the control plane (default: SQLite in the state folder).",
+        ),
+    ] = None,
+    adapter_store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HEADRACE_CONTROL_STORE_URL",
+            help="Where adapters are kept, s3://BUCKET/PREFIX (default: the state folder).",
+        ),
+    ] = None,
     tool_call_parser: Annotated[
         str | None, typer.Option(help="vLLM's parser for the model's tool calls.")
     ] = None,
@@ -80,7 +101,7 @@ def up(
         float, typer.Option(min=1.0, help="Seconds for a replica to become ready.")
     ] = 900.0,
 ) -> None:
-    """Start engines and the gateway on this machine and serve until Ctrl-C.
+    """Start engines, control plane and gateway on this machine and serve until Ctrl-C.
 
     State and logs are kept under HEADRACE_STATE_DIR, the converted default model under
     HEADRACE_CACHE_DIR.
@@ -97,6 +118,10 @@ def up(
             gateway_config=config.absolute() if config else None,
             max_model_len_tokens=max_model_len,
             max_loras=max_loras,
+            max_cpu_loras=max_cpu_loras,
+            max_lora_rank=max_lora_rank,
+            database_url=database_url,
+            adapter_store=adapter_store,
             tool_call_parser=tool_call_parser,
             kv_cache_gib=kv_cache_gib,
             gpus_per_replica=gpus_per_replica,

@@ -9,6 +9,7 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from adapter_weights import prompts_of
 from batch import Generation
 from sglang_loras import LoadedLora, LoraRefused
 from sglang_wire import Refused
@@ -98,6 +99,7 @@ class SglangAdmission:
         limit = limit or body.get("max_output_tokens") or 1 << 30
         num_tokens = min(limit, self._switches.num_tokens)
         weights, source = (lora.name, lora.path) if lora else (self._model, None)
+        logprobs = body.get("logprobs")
         return Generation(
             response_id=rid,
             weights=weights,
@@ -107,6 +109,9 @@ class SglangAdmission:
             is_streaming=bool(body.get("stream")),
             num_choices=body.get("n") or 1,
             priority=body.get("priority") or 0,
+            contents=lora.contents if lora else self._model,
+            prompts=prompts_of(body),
+            num_logprobs=logprobs if isinstance(logprobs, int) else 0,
         )
 
     def _checked_length(self, prompt: str) -> int:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 from base_server import page
 from responses_wire import CREATED
+from scripted_engine import Act
 from sglang_loads import exposition, loads, used_tokens
 from sglang_loras import LoraRefused
 from speech import count_tokens, prompt_of
@@ -147,6 +148,7 @@ class SglangControl:
             "dp_size": server.options.dp_size,
             "enable_lora": server.options.enable_lora,
             "max_loras_per_batch": server.options.max_loras_per_batch,
+            "max_loaded_loras": server.options.max_loaded_loras,
             "internal_states": [{"num_used_tokens": used_tokens(server.batch)}],
         }
         if server.options.kv_events_port is not None:
@@ -177,15 +179,21 @@ class SglangControl:
     def _load_lora(self, seen: Seen) -> Reply:
         if self._server.options.dp_size > 1:
             # Habit: an assertion that nobody catches.
-            return page(500, "Internal Server Error", "text/plain; charset=utf-8")
+            yield from page(500, "Internal Server Error", "text/plain; charset=utf-8")
+            return
+        if self._server.state.lora_load_hangs:
+            yield Act.HANG
         body = seen.json
         try:
+            if self._server.state.lora_load_error is not None:
+                raise LoraRefused(self._server.state.lora_load_error)
             self._server.loras.load(
                 body["lora_name"], body["lora_path"], is_pinned=bool(body.get("pinned"))
             )
         except LoraRefused as error:
-            return self._lora_answer(str(error))
-        return self._lora_answer(None)
+            yield from self._lora_answer(str(error))
+            return
+        yield from self._lora_answer(None)
 
     def _unload_lora(self, seen: Seen) -> Reply:
         """Habits: waits for the requests that use it, and does not revoke (`SglangLoras.find`)."""

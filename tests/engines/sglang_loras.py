@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapter_weights import contents_of
 
 
 class LoraRefused(Exception):
@@ -15,12 +18,17 @@ class LoraRefused(Exception):
 
 @dataclass(eq=False)
 class LoadedLora:
-    """One adapter that is loaded, or is being unloaded."""
+    """One adapter that is loaded, or is being unloaded.
+
+    Attributes:
+        contents: What was in its files when they were read.
+    """
 
     name: str
     path: str
     is_pinned: bool = False
     num_users: int = 0
+    contents: str = ""
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self) -> None:
@@ -40,13 +48,25 @@ class SglangLoras:
 
     Attributes:
         loaded: What requests find.
+        num_evicted: Adapters that a load has pushed out, as there were `max_loaded` already.
         ever_loaded: Paths of all that were ever loaded: unloading does not revoke, the next request
             that names one loads it again.
     """
 
-    def __init__(self, paths: dict[str, str], *, is_enabled: bool, max_per_batch: int) -> None:
+    def __init__(
+        self,
+        paths: dict[str, str],
+        *,
+        is_enabled: bool,
+        max_per_batch: int,
+        max_loaded: int | None = None,
+        checks_paths: bool = False,
+    ) -> None:
         self.is_enabled = is_enabled
         self.max_per_batch = max_per_batch
+        self.max_loaded = max_loaded
+        self.checks_paths = checks_paths
+        self.num_evicted = 0
         self.loaded: dict[str, LoadedLora] = {}
         self.ever_loaded: dict[str, str] = {}
         for name, path in paths.items():
@@ -101,6 +121,19 @@ class SglangLoras:
         """Name → path, as the load and unload routes answer."""
         return {name: lora.path for name, lora in self.loaded.items()}
 
+    def restart(self) -> None:
+        """Forgets everything, as a new process does."""
+        self.loaded.clear()
+        self.ever_loaded.clear()
+
     def _add(self, lora: LoadedLora) -> None:
+        if self.checks_paths and not Path(lora.path).is_dir():
+            raise LoraRefused(f"Failed to load LoRA adapter '{lora.name}': no {lora.path}")
+        if self.max_loaded is not None and len(self.loaded) >= self.max_loaded:
+            # Habit: one that is not pinned makes room, and nobody is told (`lru_lora_name`).
+            evicted = next(one.name for one in self.loaded.values() if not one.is_pinned)
+            del self.loaded[evicted]
+            self.num_evicted += 1
+        lora.contents = contents_of(lora.path)
         self.loaded[lora.name] = lora
         self.ever_loaded[lora.name] = lora.path

@@ -15,6 +15,8 @@ class SglangSwitches(Switches):
     Attributes:
         sends_sglext_ids: Streams of chat and completions have a named event (`event: sglext_ids`).
         is_healthy: False while starting or broken.
+        lora_load_error: What it says to loads in place of loading.
+        lora_load_hangs: Loads are not answered.
         is_draining: SIGTERM has come: only health flips, requests are still taken.
     """
 
@@ -25,6 +27,8 @@ class SglangSwitches(Switches):
     sends_sglext_ids: bool = False
     is_healthy: bool = True
     is_draining: bool = False
+    lora_load_error: str | None = None
+    lora_load_hangs: bool = False
 
 
 @dataclass
@@ -33,11 +37,14 @@ class SglangOptions:
 
     Attributes:
         lora_paths: Adapters loaded at the start.
+        checks_lora_paths: Whether an adapter's folder has to exist.
     """
 
     lora_paths: dict[str, str] | None = None
     enable_lora: bool = True
     max_loras_per_batch: int = 8
+    max_loaded_loras: int | None = None
+    checks_lora_paths: bool = False
     enable_metrics: bool = False
     max_running_requests: int = UNBOUNDED
     max_queued_requests: int | None = None

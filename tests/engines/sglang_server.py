@@ -61,6 +61,8 @@ class SglangServer(EngineServer):
             self.options.lora_paths or {},
             is_enabled=self.options.enable_lora,
             max_per_batch=self.options.max_loras_per_batch,
+            max_loaded=self.options.max_loaded_loras,
+            checks_paths=self.options.checks_lora_paths,
         )
         self.totals = SglangTotals()
         self.stored_responses: dict[str, dict[str, Any]] = {}

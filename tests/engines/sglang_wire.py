@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from adapter_weights import choices_of
 from responses_wire import CREATED
 from scripted_engine import event
 
@@ -41,7 +42,9 @@ def answer(generation: Generation, model: str, kind: Kind) -> dict[str, Any]:
     """A whole answer; `model` is what the client sent."""
     reason = "abort" if generation.is_aborted else generation.finish_reason
     choices = []
-    for index in range(generation.num_choices):
+    if kind == "completion" and generation.prompts:
+        choices = choices_of(generation, {"finish_reason": reason, "matched_stop": None})
+    for index in range(0 if choices else generation.num_choices):
         choice: dict[str, Any] = {"index": index}
         if kind == "chat":
             message = {"role": "assistant", "content": generation.text}

@@ -388,3 +388,66 @@ async def test_anthropic_messages(start_sglang):
             model="m", messages=asked["messages"]
         )
         assert counted.input_tokens == 2
+
+
+def golden(model, **fields):
+    """A text completion of two prompts with logprobs."""
+    return {"model": model, "prompt": ["hello", "you"], "max_tokens": 1, "logprobs": 3, **fields}
+
+
+async def test_prompts_are_choices_that_follow_the_files(start_sglang, client, tmp_path):
+    """Each prompt is a choice; its logprobs depend on the adapter's files, not on name or path."""
+    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter").write_text(text)
+    server = await start_sglang(lora_paths={name: str(tmp_path / name) for name in "abc"})
+    tops = {}
+    for name in ("m", "m:a", "m:b", "m:c"):
+        choices = (await client.post(f"{server.url}/v1/completions", json=golden(name))).json()
+        tops[name] = [choice["logprobs"]["top_logprobs"] for choice in choices["choices"]]
+        assert [choice["index"] for choice in choices["choices"]] == [0, 1]
+    assert tops["m:a"] == tops["m:b"]
+    assert tops["m:a"] != tops["m:c"]
+    assert tops["m"] != tops["m:a"]
+    assert all(len(top[0]) == 3 for top in tops["m"])
+
+
+async def test_adapter_is_read_when_it_is_loaded(start_sglang, client, tmp_path):
+    """Files that change later are not seen, until a silent reload reads them."""
+    (tmp_path / "adapter").write_text("one")
+    server = await start_sglang(lora_paths={"a": str(tmp_path)})
+    url = f"{server.url}/v1/completions"
+    before = (await client.post(url, json=golden("m:a"))).json()["choices"]
+    (tmp_path / "adapter").write_text("two")
+    assert (await client.post(url, json=golden("m:a"))).json()["choices"] == before
+    await client.post(f"{server.url}/unload_lora_adapter", json={"lora_name": "a"})
+    assert (await client.post(url, json=golden("m:a"))).json()["choices"] != before
+
+
+async def test_one_adapter_too_many_pushes_out_another(start_sglang, client):
+    """Nobody is told that the oldest has gone."""
+    server = await start_sglang(max_loaded_loras=2)
+    body = {"lora_name": "third", "lora_path": "/adapters/third"}
+    told = (await client.post(f"{server.url}/load_lora_adapter", json=body)).json()
+    assert told["success"]
+    assert set(told["loaded_adapters"]) == {"legal", "third"}
+    assert server.loras.num_evicted == 1
+
+
+async def test_loads_can_be_made_to_fail(start_sglang, client, tmp_path):
+    """By a switch, or because there is no such folder."""
+    server = await start_sglang(lora_paths={}, checks_lora_paths=True, lora_load_error="no")
+    url = f"{server.url}/load_lora_adapter"
+    body = {"lora_name": "a", "lora_path": str(tmp_path / "missing")}
+    assert (await client.post(url, json=body)).json()["error_message"] == "no"
+    server.set(lora_load_error=None)
+    answer = await client.post(url, json=body)
+    assert (answer.status_code, server.loras.paths()) == (400, {})
+
+
+async def test_restart_forgets_adapters(start_sglang, client):
+    """A new process knows none, and reloads none."""
+    server = await start_sglang()
+    server.loras.restart()
+    answer = await client.post(f"{server.url}/v1/completions", json=golden("m:support"))
+    assert answer.status_code == 400

@@ -103,7 +103,7 @@ def test_up_serves_and_ends_whole(platform, until):
     lines = platform.note_processes()
     assert any(ENGINE_MODULE in line for line in lines)
     assert any("gateway --listen" in line for line in lines)
-    assert len(list((platform.state_dir / "logs").glob("*.log"))) == 2
+    assert len(list((platform.state_dir / "logs").glob("*.log"))) == 3
 
     platform.process.send_signal(signal.SIGTERM)
     assert platform.process.wait(END_DEADLINE_S) == 0

@@ -114,10 +114,11 @@ def test_up_serves_and_sigterm_takes_everything_down(start_up, port, tmp_path):
     assert {name: each["state"] for name, each in found.items()} == {
         "vllm-0": "ready",
         "vllm-1": "ready",
+        "control": "ready",
         "gateway": "ready",
     }
     family = up.family()
-    assert len(family) == 6
+    assert len(family) == 8
     up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(DEADLINE_S) == 0
     assert [process.pid for process in family if process.is_running()] == []
@@ -131,7 +132,7 @@ def test_up_that_is_killed_leaves_nothing_behind(start_up):
     up = start_up(STANDIN_ARGUMENTS="--stubborn-child")
     up.read_until("^Serving")
     family = up.family()
-    assert len(family) == 5
+    assert len(family) == 7
     up.process.kill()
     _, alive = psutil.wait_procs(family, DEADLINE_S)
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
