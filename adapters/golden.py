@@ -173,7 +173,7 @@ def judge(
     elif has_effect and to_base is not None and to_base < other:
         reason = (
             f"The answers cannot be told from the base model's: {to_base:.3f} apart, where "
-            f"{other:g} is the least."
+            f"{other:g} is the least. If it is meant to do so little, push it with --allow-no-effect."
         )
     return Judgement(reason is None, reason, to_base, to_record)
 

@@ -77,7 +77,7 @@ class HotSwap:
     @property
     def num_registered(self) -> int:
         """Adapters that the engine has or may have."""
-        return self.num_foreign + sum(slot.is_registered for slot in self.slots.values())
+        return self.num_foreign + sum(slot.holds_place for slot in self.slots.values())
 
     # What is told.
 
@@ -149,7 +149,6 @@ class HotSwap:
             if version in self.wanted or slot.is_busy:
                 self.slots[version] = Slot(
                     Phase.LOADING,
-                    is_registered=slot.is_busy,
                     is_busy=slot.is_busy,
                     reason=reason,
                     load_s=slot.load_s,
@@ -211,7 +210,7 @@ class HotSwap:
     def begin(self, step: Step) -> None:
         """A step has begun; a drain has ended as well."""
         if step.kind == "load":
-            self._set(step.version, phase=Phase.LOADING, is_registered=True, is_busy=True)
+            self._set(step.version, phase=Phase.LOADING, is_busy=True)
         elif step.kind == "probe":
             self._set(step.version, is_busy=True)
         elif step.kind == "drain":
@@ -262,7 +261,9 @@ class HotSwap:
             is_terminal: Whether trying again is of no use.
             may_have: Whether the engine may have it all the same.
         """
-        self._set(version, is_registered=may_have)
+        # A refusal does not undo an earlier load whose answer was lost: the next listing tells.
+        if may_have:
+            self._set(version, is_registered=True)
         self._count_failure(version, reason, now_s, is_terminal=is_terminal)
         self._drop_if_idle(version)
 

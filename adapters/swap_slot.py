@@ -57,6 +57,11 @@ class Slot:
     ready_at_s: float | None = None
     after_unload: Literal["forget", "reload", "fail"] = "forget"
 
+    @property
+    def holds_place(self) -> bool:
+        """Whether it counts against the engine's capacity: it may be there, or is on its way."""
+        return self.is_registered or (self.is_busy and self.phase is Phase.LOADING)
+
 
 StepKind = Literal["load", "probe", "drain", "unload"]
 STEP_KINDS: tuple[StepKind, ...] = ("load", "probe", "drain", "unload")

@@ -65,9 +65,18 @@ def check_servable(report: LintReport, *, allow_unfaithful: bool) -> None:
     )
 
 
-def kept(report: LintReport, *, allow_unfaithful: bool) -> dict[str, Any]:
+def kept(report: LintReport, *, allow_unfaithful: bool, allow_no_effect: bool) -> dict[str, Any]:
     """Return what is stored with a version."""
-    return {"allow_unfaithful": allow_unfaithful, "lint": report.model_dump(mode="json")}
+    return {
+        "allow_unfaithful": allow_unfaithful,
+        "allow_no_effect": allow_no_effect,
+        "lint": report.model_dump(mode="json"),
+    }
+
+
+def may_do_nothing(stored: dict[str, Any]) -> bool:
+    """Whether a version was taken although it may answer as its base model does."""
+    return stored["allow_no_effect"] is True
 
 
 def lint_report(stored: dict[str, Any]) -> LintReport:

@@ -64,6 +64,7 @@ class WantedVersion:
         min_copies: Replicas that must have it now (a flip that waits for it, a pinned alias).
         is_aliased: Whether an alias points at it: it may be loaded when asked for.
         unloadable: Engine kind → why the linter says that it cannot load there.
+        may_do_nothing: Whether it was taken although it may answer as its base model does.
     """
 
     version: str
@@ -72,6 +73,7 @@ class WantedVersion:
     min_copies: int
     is_aliased: bool
     unloadable: dict[str, str]
+    may_do_nothing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from adapters.manifest import Manifest
 from serving.control import alias_moves
 from serving.control.alias_states import is_version, num_needed
 from serving.control.database import publish
-from serving.control.judgement import unloadable
+from serving.control.judgement import may_do_nothing, unloadable
 from serving.control.ledger import PendingFlip, PlacementPhase, PlacementRow, WantedVersion
 from serving.control.snapshot_reader import PUBLISHED_PHASES
 from serving.control.tables import Adapter, Alias, Golden, Placed, Version
@@ -60,6 +60,7 @@ class DatabaseLedger:
                 min_copies=max(copies.get(row.name, 0), waiting.get(row.name, 0)),
                 is_aliased=row.name in copies,
                 unloadable=unloadable(row.report),
+                may_do_nothing=may_do_nothing(row.report),
             )
             for row in rows
         ]

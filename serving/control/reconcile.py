@@ -313,7 +313,7 @@ class Reconciler:
         swap = one.swap
         draining = {name for name, slot in swap.slots.items() if slot.phase in _LEAVING}
         failed = {name for name, slot in swap.slots.items() if slot.phase is Phase.FAILED}
-        registered = {name for name, slot in swap.slots.items() if slot.is_registered}
+        registered = {name for name, slot in swap.slots.items() if slot.holds_place}
         refused = {name for name, this in wanted.items() if one.engine.kind in this.unloadable}
         return ReplicaCapacity(
             name=one.name,

@@ -210,7 +210,11 @@ def _version(
             "by a byte, or register it under another name.",
             code="digest_collision",
         )
-    report = kept(judged.report, allow_unfaithful=judged.options.allow_unfaithful)
+    report = kept(
+        judged.report,
+        allow_unfaithful=judged.options.allow_unfaithful,
+        allow_no_effect=judged.options.allow_no_effect,
+    )
     if row is None:
         row = Version(
             adapter=adapter,

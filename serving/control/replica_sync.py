@@ -305,7 +305,7 @@ class ReplicaSync:
             swap.waits(version, "It is not known.", now_s() + parts.limits.probe_wait_s)
             return
         await parts.gateways.follow(parts.limits.follow_s)
-        has_effect = parts.has_effect(wanted)
+        has_effect = not wanted.may_do_nothing
         try:
             if has_effect:
                 await self._ask_base()

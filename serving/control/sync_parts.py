@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from serving.control.acks import GatewayAcks
     from serving.control.adapter_metrics import AdapterMetrics
     from serving.control.database import Database
-    from serving.control.ledger import Ledger, WantedVersion
+    from serving.control.ledger import Ledger
     from serving.control.probe import Prober
 
 Result = TypeVar("Result")
@@ -96,7 +96,6 @@ class SyncParts:
     """The shared parts.
 
     Attributes:
-        has_effect: Whether a version should answer otherwise than its base model.
         in_use: Versions whose files must stay; set by the reconciler.
         changed: Called when a version becomes ready, fails or is lost.
     """
@@ -111,7 +110,6 @@ class SyncParts:
     limits: SyncLimits = field(default_factory=SyncLimits)
     rules: RetryRules = DEFAULT_RULES
     tolerances: Tolerances = DEFAULT_TOLERANCES
-    has_effect: Callable[[WantedVersion], bool] = lambda wanted: True
     in_use: Callable[[], frozenset[str]] = frozenset
     changed: Callable[[], None] = lambda: None
 

@@ -10,6 +10,7 @@ client a failure may go to another replica; after it there is no second response
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,7 @@ class Exchange(ExchangeAccounts):
         else:
             self.series.add(metrics.RETRIES, 1)
         self._num_attempts += 1
+        self._renew_adapter()
         self._replica = replica = worker.choose(candidates, route.cost_tokens, route.model.adapter)
         self._count_under(replica.name)
         if self.span is not None:
@@ -130,6 +132,14 @@ class Exchange(ExchangeAccounts):
         if not self._excluded:
             return healthy
         return tuple(replica for replica in healthy if replica.index not in self._excluded)
+
+    def _renew_adapter(self) -> None:
+        """The adapter's names and folders on the replicas, which may be known since the choice only."""
+        model = self._route.model
+        newest = None if model.adapter is None else self.worker.snapshot.find(model.version)
+        if newest is not None and newest.adapter not in (None, model.adapter):
+            found = replace(model, adapter=newest.adapter, engine_names=newest.engine_names)
+            self._route = self._route._replace(model=found)
 
     def _without_candidates(self, cause: ServingError | None) -> None:
         """Answers with what the last replica did; a published adapter is waited for instead.

@@ -84,6 +84,10 @@ class ProbeExchange(Exchange):
         self._replica = replica
         worker.ledger.charge(replica.index, route.cost_tokens)
         self._count_under(replica.name)
+        if (adapter := route.model.adapter) is not None:
+            # What it proves the engine has read: clients' requests need not shun it for the load.
+            slots = replica.dialect.adapter_slots
+            worker.residency.use(replica.index, adapter.version, slots)
         connection = worker.pool.take(replica)
         if connection is None:
             self._phase = Phase.CONNECTING

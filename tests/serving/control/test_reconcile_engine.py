@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 READY_S = 180.0
-PLUGIN = "headrace-lora-cpu"
+PLUGIN = "headrace_lora_cpu"
 SCALE = 15.0
 """Of B, above what `lora_tensors` gives it: enough to change what the model says."""
 
