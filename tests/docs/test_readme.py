@@ -75,6 +75,19 @@ def test_links() -> None:
 
 def test_request_walk() -> None:
     """Every file on the request's way exists under `serving/`."""
-    walk = README.partition("## A request's way")[2].partition("## What it costs")[0]
+    walk = section("A request's way", "An adapter's way")
     for name in re.findall(r"`([\w/]+\.py)`", walk):
         assert (ROOT / "serving" / name).exists(), name
+
+
+def test_adapter_walk() -> None:
+    """Every file on an adapter's way exists."""
+    names = re.findall(r"`([\w/]+\.py)`", section("An adapter's way", "What it costs"))
+    assert len(names) > 10
+    for name in names:
+        assert (ROOT / name).exists(), name
+
+
+def section(title: str, following: str) -> str:
+    """The text between two headings of the README."""
+    return README.partition(f"## {title}")[2].partition(f"## {following}")[0]
