@@ -137,7 +137,7 @@ class Exchange(ExchangeAccounts):
         """The adapter's names and folders on the replicas, which may be known since the choice only."""
         model = self._route.model
         newest = None if model.adapter is None else self.worker.snapshot.find(model.version)
-        if newest is not None and newest.adapter not in (None, model.adapter):
+        if newest is not None and newest.adapter is not model.adapter:
             found = replace(model, adapter=newest.adapter, engine_names=newest.engine_names)
             self._route = self._route._replace(model=found)
 
