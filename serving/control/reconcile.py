@@ -199,6 +199,10 @@ class Reconciler:
                 await asyncio.sleep(self._limits.tick_s)
         for name, replica in self.replicas.items():
             replica.restore([row for row in rows if row.replica == name])
+        # When their aliases left them is not recorded: those that are ready stay warm from now on.
+        now_s = self._clock()
+        ready = (row.version for row in rows if row.phase is PlacementPhase.READY)
+        self._aliased_at_s.update(dict.fromkeys(ready, now_s))
 
     async def _round(self) -> None:
         state = await self._parts.in_ledger(self._read)

@@ -376,12 +376,14 @@ async def test_never_more_than_sglang_may_have(start, version):
 
 
 async def test_restarted_control_plane_changes_nothing(start, version):
-    """What was ready and is listed stays ready: nothing is loaded, unloaded or recorded."""
+    """What was ready and is listed stays ready, also what an alias has just left, for a rollback."""
     world, (server,) = await start("vllm")
-    one = version()
-    world.ledger.want(one)
+    one, left = version(), version("left", 2)
+    world.ledger.want(one, left)
     async with world.running():
         await eventually(is_ready(world, one))
+        await eventually(is_ready(world, left))
+    world.ledger.want(one, replace(left, min_copies=0, is_aliased=False))
     server.requests.clear()
     server.probes.clear()
     world.ledger.log.clear()
