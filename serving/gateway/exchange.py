@@ -262,7 +262,9 @@ class Exchange(ExchangeAccounts):
         others = [r for r in self._candidates() if r is not upstream.replica]
         if is_stale and not others:
             # It was closing while we wrote. The replica may be well: same one, new connection.
-            # Only where there is no other: a replica that is being killed still accepts one.
+            # Only where there is no other: a replica that is being killed still accepts one. Counted as
+            # one send, since it harms no second replica.
+            self._num_sends -= 1
             self._upstream = None
             self.worker.pool.drop(upstream.replica)
             self._phase = Phase.CONNECTING
