@@ -219,6 +219,9 @@ async def test_stream_ends_on_the_version_that_it_began_with(platform, words):
 
 async def test_rollback_is_a_flip(platform, words):
     """`adapters rollback` goes back to what the alias pointed at, and requests follow at once."""
+    async with httpx.AsyncClient(base_url=platform.server.url, timeout=90.0) as client:
+        await put_alias(client, SWING, words.version["red"])
+        await put_alias(client, SWING, words.version["blue"])
     answer = platform.run("rollback", SWING)
     assert answer["target"] == words.version["red"]
     load = MixedLoad(platform.server.url, words.aliases)
