@@ -59,7 +59,7 @@ class Tolerances:
     """
 
     same: float = 0.08
-    other: float = 0.06
+    other: float = 0.02
     same_texts: float = 0.34
     other_texts: float = 0.08
 

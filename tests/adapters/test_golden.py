@@ -86,10 +86,10 @@ def test_few_tokens_are_enough() -> None:
 def test_first_proof_needs_a_difference_from_the_base() -> None:
     """Without a record, what is as near to the base model as noise proves nothing."""
     base = fingerprint(BASE)
-    near = judge(moved(0.03), base, None)
+    near = judge(moved(0.01), base, None)
     assert not near.is_proven
     assert "cannot be told from the base" in (near.reason or "")
-    assert judge(moved(0.2), base, None).is_proven
+    assert judge(moved(0.03), base, None).is_proven
     assert judge(base, base, None, has_effect=False).is_proven
 
 
