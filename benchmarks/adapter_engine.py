@@ -158,6 +158,7 @@ def _wait_ready(url: str, running: subprocess.Popen[bytes], replicas: int) -> No
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
+    typer.echo(f"error: headrace up did not get ready within {UP_S:g} s", err=True)
     raise typer.Exit(1)
 
 
@@ -235,7 +236,6 @@ async def measure_batch(url: str, name: str, models: Sequence[str]) -> Batch:
 async def measure_flips(url: str, versions: Sequence[str], others: Sequence[str]) -> Flips:
     """Flip `SWING` between two versions while clients use it and other aliases."""
     clients = Clients(url, [SWING, *others])
-    # Both requests may have been resolved before or after a flip that was under way beside them.
     targets = [(0.0, 0.0, versions[0])]
     async with httpx.AsyncClient(timeout=ANSWER_S) as client, asyncio.TaskGroup() as tasks:
         for number in range(NUM_CLIENTS):
